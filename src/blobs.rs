@@ -1,0 +1,135 @@
+//! Blobs: held, on their way, or fetched once for all who want them.
+
+use std::sync::Arc;
+
+use http::Method;
+
+use crate::digest::Digest;
+use crate::error::{Error, Kind, Result};
+use crate::fill::{Fill, Fills, Follower};
+use crate::flight::Flights;
+use crate::store::{Content, Large, Link, Place, Store};
+use crate::upstream::ask::{self, Ask};
+use crate::upstream::{Patience, Upstream};
+
+/// A blob that can be answered.
+#[derive(Debug)]
+pub enum Blob {
+    /// All of it is held.
+    Held(Content),
+    /// It is on its way. The flag says whether another request had started that.
+    Filling(Follower, bool),
+    /// Only its size was asked.
+    Size(u64),
+}
+
+/// Finds and fetches blobs.
+#[derive(Debug)]
+pub struct Blobs {
+    store: Arc<Store>,
+    fills: Arc<Fills>,
+    proofs: Flights<(Place, Digest), Result<()>>,
+}
+
+impl Blobs {
+    /// Blobs over a store.
+    pub fn new(store: Arc<Store>, fills: Arc<Fills>) -> Self {
+        Self { store, fills, proofs: Flights::new() }
+    }
+
+    /// A blob by digest.
+    ///
+    /// # Errors
+    /// The upstream's, where it is neither held nor may be fetched.
+    pub async fn get(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: Digest,
+        head: bool,
+    ) -> Result<Blob> {
+        let linked = self.store.link(place, &digest).await.is_some();
+        if linked && let Some(content) = self.held_blob(digest).await {
+            return Ok(Blob::Held(content));
+        }
+        let elsewhere = match self.fills.find(&digest) {
+            Some(fill) if linked || fill.place == *place => return Ok(self.follow(fill)),
+            Some(_) => true,
+            None => !linked && self.held_blob(digest).await.is_some(),
+        };
+        if head {
+            return self.size(upstream, place, digest).await.map(Blob::Size);
+        }
+        if elsewhere {
+            self.prove(upstream, place, digest).await?;
+            if let Some(content) = self.held_blob(digest).await {
+                return Ok(Blob::Held(content));
+            }
+            if let Some(fill) = self.fills.find(&digest) {
+                return Ok(self.follow(fill));
+            }
+        }
+        let (follower, joined) = self.fills.join_or_start(upstream, place, digest).await?;
+        Ok(Blob::Filling(follower, joined))
+    }
+
+    /// Follows a fill; one that is whole and only being kept is as good as held.
+    fn follow(&self, fill: Arc<Fill>) -> Blob {
+        match fill.verified() {
+            Some((file, size)) => Blob::Held(Content::Large(Arc::new(Large { file, size }))),
+            None => Blob::Filling(self.fills.follow(fill), true),
+        }
+    }
+
+    async fn held_blob(&self, digest: Digest) -> Option<Content> {
+        self.store.find(digest).await
+            .inspect_err(|error| tracing::warn!(?error, %digest, "held content cannot be read; it is fetched again"))
+            .ok()?
+    }
+
+    /// Asks the upstream for one byte of a digest under a repository. The bytes may be held for
+    /// another repository: that is no permission.
+    async fn prove(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: Digest,
+    ) -> Result<()> {
+        let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+        let (proof, _) = self
+            .proofs
+            .run((place.clone(), digest), || async move {
+                up.ask(&Ask::blob_proof(&p.repository, &digest), Patience::Full).await?;
+                me.store.set_link(&p, &digest, Link::default()).await;
+                Ok(())
+            })
+            .await;
+        proof.unwrap_or_else(|| Err(Error::new(Kind::Internal, "a request upstream was dropped")))
+    }
+
+    /// The size of a blob that is not held, without downloading it.
+    async fn size(&self, upstream: &Upstream, place: &Place, digest: Digest) -> Result<u64> {
+        let head = upstream
+            .ask(&Ask::blob(Method::HEAD, &place.repository, &digest), Patience::Full)
+            .await;
+        if let Ok(answer) = &head
+            && let Ok((_, Some(size))) =
+                ask::extent(answer.status(), answer.headers(), Some((0, Some(0))))
+        {
+            return Ok(size);
+        }
+        // ECR Public refuses HEAD even to those who may read; others leave the length out.
+        if head.as_ref().err().is_some_and(|e| e.is_absence() || e.is_outage()) {
+            return head.map(|_| 0);
+        }
+        let proof = Ask::blob_proof(&place.repository, &digest);
+        let answer = upstream.ask(&proof, Patience::Full).await?;
+        match ask::extent(answer.status(), answer.headers(), proof.range) {
+            Ok((_, Some(size))) => Ok(size),
+            _ => Err(Error::new(
+                Kind::BadUpstream,
+                format!("{} does not tell the blob's size", upstream.name()),
+            )),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The command line: each command a few lines, each failure one sentence and an exit code.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output is its answer")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::client;
+use crate::config::{self, Config, Loaded, Overrides};
+use crate::{demo, run, telemetry};
+
+/// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
+const BAD_CONFIGURATION: u8 = 64;
+
+/// A pull-through caching mirror for container registries.
+#[derive(Debug, Parser)]
+#[command(name = "pierhead", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the mirror.
+    Serve {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        overrides: OverrideArgs,
+    },
+    /// Load and check a configuration, and name every fault with its place and a remedy.
+    Check {
+        #[command(flatten)]
+        file: File,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the resolved configuration, its schema, or an annotated sample.
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+    /// Print a client's configuration for this mirror.
+    Client {
+        /// Which client.
+        client: ClientKind,
+        #[command(flatten)]
+        file: File,
+        /// The address that clients reach the mirror at, instead of the configured one.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+        /// Write containerd's `hosts.toml` files below this folder instead of printing them.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+    /// Pull a sample image twice through a mirror, with an upstream that needs no network.
+    Demo {
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// The resolved configuration, with where each value came from; secrets are hidden.
+    Show {
+        #[command(flatten)]
+        file: File,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The JSON Schema of the configuration.
+    Schema,
+    /// An annotated sample.
+    Init,
+}
+
+#[derive(Debug, Args)]
+struct File {
+    /// The configuration file; without one the built-in configuration is used.
+    #[arg(long, short, value_name = "FILE", env = "PIERHEAD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct OverrideArgs {
+    /// The address for clients, instead of the configured one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The address for metrics and health.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// The cache folder.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ClientKind {
+    Docker,
+    Containerd,
+    Podman,
+    Crio,
+    Buildkit,
+    K3s,
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Serve { file, overrides } => serve(&file, overrides),
+        Command::Check { file, json } => check(&file, json),
+        Command::Config { what } => config_command(&what),
+        Command::Client { client, file, listen, write } => {
+            print_client(client, &file, listen, write.as_deref())
+        }
+        Command::Demo { json } => demo(json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pierhead", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Man => done(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())),
+    }
+}
+
+fn load(file: &File, overrides: &Overrides) -> Result<Loaded, ExitCode> {
+    let loaded = Config::load(file.config.as_deref(), config::environment(), overrides).map_err(
+        |faults| {
+            eprintln!("{faults}");
+            ExitCode::from(BAD_CONFIGURATION)
+        },
+    )?;
+    if !loaded.warnings.is_empty() {
+        eprintln!("{}", loaded.warnings);
+    }
+    Ok(loaded)
+}
+
+fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
+    let overrides =
+        Overrides { listen: overrides.listen, admin: overrides.admin, cache: overrides.cache };
+    let loaded = match load(file, &overrides) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    telemetry::start(&loaded.config.log);
+    let runtime = match runtime(loaded.config.server.threads) {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let outcome = runtime.block_on(serve_until_told(&loaded.config));
+    // Fills that nobody waits for end here; what they have is resumed by the next start.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let running = run::start(config)?;
+    print!("{}", banner(config, &running));
+    tracing::info!(addresses = ?running.addresses, admin = %running.admin, cache = %config.cache.path.display(), "serving");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(drain_timeout = %config.server.drain_timeout, "stopping: transfers under way go on to their end");
+    if !running.stop().await {
+        tracing::warn!("drain_timeout is over: transfers were cut off");
+    }
+    Ok(())
+}
+
+/// What a person at a terminal needs next.
+fn banner(config: &Config, running: &run::Running) -> String {
+    use std::fmt::Write;
+    let mut text = format!("pierhead {}\n", env!("CARGO_PKG_VERSION"));
+    for address in &running.addresses {
+        let _ = writeln!(text, "  mirror   http://{address}"); // a String takes all
+    }
+    let _ = writeln!(text, "  admin    http://{}", running.admin);
+    let _ = writeln!(
+        text,
+        "  cache    {} (at most {})",
+        config.cache.path.display(),
+        config.cache.max_size
+    );
+    let names: Vec<&str> = config.upstreams.keys().map(String::as_str).collect();
+    let _ = writeln!(text, "  mirrors  {}", names.join(" "));
+    let mirror = client::Mirror::new(config, running.addresses.first().copied());
+    let _ = write!(text, "\nDocker, in /etc/docker/daemon.json:\n{}", mirror.docker());
+    if let Some(name) = config.default_upstream.as_deref().or(names.first().copied()) {
+        let _ = write!(
+            text,
+            "\ncontainerd, in /etc/containerd/certs.d/{name}/hosts.toml:\n{}",
+            mirror.containerd(name)
+        );
+        let _ = writeln!(
+            text,
+            "\nAll registries: pierhead client containerd --write /etc/containerd/certs.d"
+        );
+    }
+    text
+}
+
+fn check(file: &File, json: bool) -> ExitCode {
+    let name =
+        file.config.as_deref().map_or("built-in configuration".into(), |p| p.display().to_string());
+    match Config::load(file.config.as_deref(), config::environment(), &Overrides::default()) {
+        Ok(loaded) if json => println!(
+            "{}",
+            serde_json::json!({"good": true, "file": name, "upstreams": loaded.config.upstreams.len()})
+        ),
+        Ok(loaded) => {
+            if !loaded.warnings.is_empty() {
+                eprintln!("{}", loaded.warnings);
+            }
+            println!("{name}: good, {} upstreams", loaded.config.upstreams.len());
+        }
+        Err(faults) => {
+            if json {
+                let list: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                println!("{}", serde_json::json!({"good": false, "file": name, "faults": list}));
+            } else {
+                eprintln!("{faults}");
+            }
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn config_command(what: &ConfigCommand) -> ExitCode {
+    match what {
+        ConfigCommand::Show { file, json } => match load(file, &Overrides::default()) {
+            Ok(loaded) => print!("{}", config::show(&loaded, *json)),
+            Err(code) => return code,
+        },
+        ConfigCommand::Schema => println!("{}", config::schema()),
+        ConfigCommand::Init => print!("{}", config::init()),
+    }
+    ExitCode::SUCCESS
+}
+
+fn print_client(
+    kind: ClientKind,
+    file: &File,
+    listen: Option<SocketAddr>,
+    write: Option<&Path>,
+) -> ExitCode {
+    let loaded = match load(file, &Overrides::default()) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let mirror = client::Mirror::new(&loaded.config, listen);
+    if let Some(folder) = write {
+        if kind != ClientKind::Containerd {
+            eprintln!("error: --write goes with containerd only");
+            return ExitCode::from(2);
+        }
+        return match mirror.write_containerd(folder) {
+            Ok(paths) => {
+                for path in paths {
+                    println!("{}", path.display());
+                }
+                ExitCode::SUCCESS
+            }
+            Err(e) => failed(
+                &anyhow::Error::new(e).context(format!("cannot write below {}", folder.display())),
+            ),
+        };
+    }
+    print!(
+        "{}",
+        match kind {
+            ClientKind::Docker => mirror.docker(),
+            ClientKind::Containerd => mirror.containerd_all(),
+            ClientKind::Podman | ClientKind::Crio => mirror.podman(),
+            ClientKind::Buildkit => mirror.buildkit(),
+            ClientKind::K3s => mirror.k3s(),
+        }
+    );
+    ExitCode::SUCCESS
+}
+
+fn demo(json: bool) -> ExitCode {
+    let outcome = runtime(0).and_then(|runtime| runtime.block_on(demo::run()));
+    match outcome {
+        Ok(report) => {
+            print!("{}", if json { report.json() } else { report.table() });
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if threads > 0 {
+        builder.worker_threads(threads);
+    }
+    Ok(builder.enable_all().build()?)
+}
+
+fn done(result: std::io::Result<()>) -> ExitCode {
+    result.map_or_else(|e| failed(&e.into()), |()| ExitCode::SUCCESS)
+}
+
+/// One sentence on standard error: the failure and its causes in a row.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,202 @@
+//! The configuration: one struct per concern, every field with its unit, default and consequence.
+//!
+//! The types here are what the rest of the program reads. `load` turns a file and the environment
+//! into them, `units` reads sizes and durations as people write them, `check` finds what types
+//! alone cannot, and `show` prints what was resolved and where each value came from.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use units::{Free, Size, Span};
+
+mod check;
+mod check_upstreams;
+mod de;
+mod defaults;
+mod fault;
+mod hosts;
+mod layers;
+mod load;
+mod read;
+mod secret;
+mod show;
+mod tree;
+pub mod units;
+
+pub use defaults::DEFAULT_UPSTREAM;
+pub use fault::{Fault, Faults};
+pub use layers::Overrides;
+pub use load::{Loaded, environment};
+pub use show::{init, schema, show};
+
+/// The whole configuration of one Pierhead.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where clients connect: one address or a list of them. Default `127.0.0.1:5000`.
+    #[serde(deserialize_with = "read::one_or_many")]
+    #[schemars(schema_with = "read::one_or_many_schema")]
+    pub listen: Vec<Listen>,
+    /// Metrics, health and the admin API; never on the pull port. Default `127.0.0.1:5001`.
+    #[serde(deserialize_with = "read::socket")]
+    #[schemars(with = "String")]
+    pub admin: SocketAddr,
+    /// Where content is kept, and how much of it.
+    pub cache: Cache,
+    /// The upstream for requests that name no registry. Default: `docker.io`, where that is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_upstream: Option<String>,
+    /// The registries that may be asked, by the name that stands in image references. Nothing else
+    /// is ever dialled. Default: the well-known public registries.
+    #[schemars(with = "BTreeMap<String, Option<Upstream>>")]
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// How the server treats its connections.
+    pub server: Server,
+    /// What is written to standard error.
+    pub log: Log,
+}
+
+/// One address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// `IP:PORT`; port 0 takes a free one.
+    #[schemars(with = "String")]
+    pub address: SocketAddr,
+}
+
+/// Where content is kept, and how much of it.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// The folder; made if it is not there. Default `./pierhead-data`.
+    pub path: PathBuf,
+    /// Bytes on disk; least recently used content leaves first. Default `100GiB`.
+    pub max_size: Size,
+    /// What must stay free of the file system, as a size or a percentage. Default `5%`.
+    pub min_free: Free,
+    /// Bytes of small and hot objects held in memory. Default `256MiB`.
+    pub memory: Size,
+}
+
+/// One registry that content is fetched from.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstream {
+    /// Base URLs, tried in order. Default: the well-known one, else `https://NAME`.
+    #[serde(deserialize_with = "read::endpoints", serialize_with = "read::write_endpoints")]
+    #[schemars(with = "Vec<String>")]
+    pub endpoints: Vec<url::Url>,
+    /// Further names this upstream is known by in `ns`, e.g. `index.docker.io`.
+    pub aliases: Vec<String>,
+    /// A request whose `Host` is one of these is for this upstream.
+    pub hosts: Vec<String>,
+    /// How long a tag's answer is believed without asking again. Default `60s`.
+    pub tag_ttl: Span,
+    /// With which credentials the upstream is asked. Default `anonymous`.
+    pub auth: Auth,
+    /// Repository patterns that may be pulled; empty allows all. `deny` wins.
+    pub allow: Vec<String>,
+    /// Repository patterns that may not be pulled.
+    pub deny: Vec<String>,
+    /// Hosts other than the upstream's own that its token service may live on.
+    pub realms: Vec<String>,
+    /// Whether the endpoints and their redirects may lead to private and loopback addresses.
+    /// Default: true where an endpoint itself names such an address, else false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private: Option<bool>,
+    /// Deadline for a connection, TLS included. Default `5s`.
+    pub connect_timeout: Span,
+    /// Deadline for the first byte of an answer. Default `15s`.
+    pub response_timeout: Span,
+    /// A transfer without a byte for this long counts as broken. Default `30s`.
+    pub stall_timeout: Span,
+}
+
+/// With which credentials an upstream is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// None of our own: public content only.
+    #[default]
+    Anonymous,
+    /// A fixed user.
+    Static {
+        /// The name to log in with.
+        username: String,
+        /// Where the password comes from.
+        password: Password,
+    },
+}
+
+/// Where a password comes from. `Debug` and `Serialize` never show it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// Written in the configuration, possibly through `${NAME}`.
+    Inline(String),
+    /// Read from a file, again whenever the file changes; trailing line ends are dropped.
+    File(PathBuf),
+}
+
+/// How the server treats its connections.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Threads that serve sockets; 0 takes one per core. Default `0`.
+    pub threads: usize,
+    /// Connections served at once; more wait to be accepted. Default `20000`.
+    pub max_connections: usize,
+    /// Deadline for a whole request head. Default `15s`.
+    pub header_timeout: Span,
+    /// How long an idle connection is kept. Default `60s`.
+    pub idle_timeout: Span,
+    /// A client that takes no byte for this long is cut off. Default `60s`.
+    pub send_timeout: Span,
+    /// How long transfers under way may go on after SIGTERM. Default `30s`.
+    pub drain_timeout: Span,
+}
+
+/// What is written to standard error.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `auto` is text on a terminal and JSON otherwise.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `RUST_LOG`. Default `info`.
+    pub level: String,
+    /// One line for each request. Default `true`.
+    pub access: bool,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// The public registries that need no configuration but their name.
+pub const WELL_KNOWN: &[(&str, &str, &[&str])] = &[
+    ("docker.io", "https://registry-1.docker.io", &["index.docker.io", "registry-1.docker.io"]),
+    ("ghcr.io", "https://ghcr.io", &[]),
+    ("quay.io", "https://quay.io", &[]),
+    ("gcr.io", "https://gcr.io", &[]),
+    ("registry.k8s.io", "https://registry.k8s.io", &[]),
+    ("mcr.microsoft.com", "https://mcr.microsoft.com", &[]),
+    ("public.ecr.aws", "https://public.ecr.aws", &[]),
+    ("nvcr.io", "https://nvcr.io", &[]),
+    ("registry.gitlab.com", "https://registry.gitlab.com", &[]),
+    ("docker.elastic.co", "https://docker.elastic.co", &[]),
+    ("registry.access.redhat.com", "https://registry.access.redhat.com", &[]),
+    ("lscr.io", "https://lscr.io", &[]),
+    ("cgr.dev", "https://cgr.dev", &[]),
+];

@@ -1,0 +1,384 @@
+//! The cache folder, format 1. The file system is the truth: there is no index to lose.
+//!
+//! Whatever is kept is staged under `fills/`, synced, renamed, and its folder synced. Everything
+//! here blocks and belongs on a blocking thread.
+
+#![expect(clippy::disallowed_methods, reason = "this is the room that touches the file system")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+
+/// The format this program reads and writes.
+const FORMAT: &str = "1";
+
+/// A cache folder that is ours.
+#[derive(Debug)]
+pub struct Disk {
+    root: PathBuf,
+    /// Held for as long as we live, so that a second Pierhead on the folder is refused.
+    _lock: File,
+    staged: AtomicU64,
+}
+
+/// Why a folder cannot be used; one sentence each.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file system said no.
+    #[error("cache folder {0} cannot be used: {1}; give Pierhead a folder that it may write to")]
+    Unusable(PathBuf, #[source] io::Error),
+    /// Written by a later version.
+    #[error(
+        "cache folder {0} has format {1}, this version of Pierhead reads up to {FORMAT}; use the version that wrote it, or another folder"
+    )]
+    Newer(PathBuf, String),
+    /// Another Pierhead is at work on it.
+    #[error("cache folder {0} is in use by another Pierhead; stop that one, or use another folder")]
+    InUse(PathBuf),
+}
+
+impl Disk {
+    /// Opens a cache folder, and makes it where it is not there.
+    ///
+    /// # Errors
+    /// See `OpenError`.
+    pub fn open(root: &Path) -> Result<Self, OpenError> {
+        let unusable = |e| OpenError::Unusable(root.to_owned(), e);
+        fs::create_dir_all(root).map_err(unusable)?;
+        let format = root.join("format");
+        match fs::read_to_string(&format) {
+            Ok(text) if text.trim() == FORMAT => {}
+            Ok(text) => {
+                return Err(OpenError::Newer(
+                    root.to_owned(),
+                    text.trim().chars().take(20).collect(),
+                ));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(unusable(e)),
+        }
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(root.join("lock"))
+            .map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(root.to_owned())),
+            Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
+        }
+        let disk = Self { root: root.to_owned(), _lock: lock, staged: AtomicU64::new(0) };
+        for folder in ["blobs", "fills", "repos"] {
+            fs::create_dir_all(root.join(folder)).map_err(unusable)?;
+        }
+        disk.sweep().map_err(unusable)?;
+        if !format.exists() {
+            disk.put(&format, FORMAT.as_bytes()).map_err(unusable)?;
+        }
+        Ok(disk)
+    }
+
+    /// Removes temporary files that a crash has left.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join("fills"))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("tmp-") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the folder can be written to, for `/readyz`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn probe(&self) -> io::Result<()> {
+        let path = self.stage_name();
+        File::create(&path)?.write_all(b"probe")?;
+        fs::remove_file(path)
+    }
+
+    /// Where a digest's content lies.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.root.join("blobs");
+        path.extend([digest.algorithm().as_str(), &hex[..2], &hex]);
+        path
+    }
+
+    /// Opens held content; `None` where it is not held.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open_blob(&self, digest: &Digest) -> io::Result<Option<File>> {
+        found(File::open(self.blob_path(digest)))
+    }
+
+    /// Keeps content that is wholly in memory. Its digest must have been checked.
+    ///
+    /// # Errors
+    /// What the file system says; nothing half-written is left.
+    pub fn put_blob(&self, digest: &Digest, content: &[u8]) -> io::Result<()> {
+        self.put(&self.blob_path(digest), content)
+    }
+
+    /// Sets content aside that does not have its digest, so that it is fetched again and can be
+    /// looked at.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_aside(&self, digest: &Digest) -> io::Result<()> {
+        let folder = self.root.join("rotten");
+        fs::create_dir_all(&folder)?;
+        fs::rename(self.blob_path(digest), folder.join(digest.hex()))
+    }
+
+    /// Opens the file that a fill writes to, with what an earlier attempt has left in it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open_fill(&self, digest: &Digest) -> io::Result<(File, PathBuf)> {
+        let path = self.root.join("fills").join(format!(
+            "{}-{}",
+            digest.algorithm().as_str(),
+            digest.hex()
+        ));
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+        Ok((file, path))
+    }
+
+    /// Makes a finished fill visible: sync, rename, sync the folder.
+    ///
+    /// # Errors
+    /// What the file system says; the fill stays where it was.
+    pub fn publish(&self, file: &File, from: &Path, digest: &Digest) -> io::Result<()> {
+        file.sync_all()?;
+        rename_synced(from, &self.blob_path(digest))
+    }
+
+    /// Removes a fill that came to nothing.
+    pub fn drop_fill(&self, path: &Path) {
+        if let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "cannot remove a broken fill");
+        }
+    }
+
+    /// The record of a tag, as bytes; `None` where there is none.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn tag(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> io::Result<Option<Vec<u8>>> {
+        found(fs::read(self.tag_path(upstream, repository, tag)))
+    }
+
+    /// Keeps the record of a tag.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put_tag(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        tag: &Tag,
+        record: &[u8],
+    ) -> io::Result<()> {
+        self.put(&self.tag_path(upstream, repository, tag), record)
+    }
+
+    /// Removes the record of a tag.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn drop_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> io::Result<()> {
+        found(fs::remove_file(self.tag_path(upstream, repository, tag))).map(|_| ())
+    }
+
+    /// The record that a repository was shown to contain a digest.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn link(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> io::Result<Option<Vec<u8>>> {
+        found(fs::read(self.link_path(upstream, repository, digest)))
+    }
+
+    /// Keeps the record that a repository was shown to contain a digest.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put_link(
+        &self,
+        upstream: &str,
+        repository: &Repository,
+        digest: &Digest,
+        record: &[u8],
+    ) -> io::Result<()> {
+        self.put(&self.link_path(upstream, repository, digest), record)
+    }
+
+    fn repository_path(&self, upstream: &str, repository: &Repository) -> PathBuf {
+        let mut path = self.root.join("repos");
+        path.push(upstream);
+        path.push(repository.as_str());
+        path
+    }
+
+    fn tag_path(&self, upstream: &str, repository: &Repository, tag: &Tag) -> PathBuf {
+        let mut path = self.repository_path(upstream, repository);
+        path.extend(["_tags", tag.as_str()]);
+        path
+    }
+
+    fn link_path(&self, upstream: &str, repository: &Repository, digest: &Digest) -> PathBuf {
+        let mut path = self.repository_path(upstream, repository);
+        path.extend(["_links", digest.algorithm().as_str(), &digest.hex()]);
+        path
+    }
+
+    fn stage_name(&self) -> PathBuf {
+        let n = self.staged.fetch_add(1, Ordering::Relaxed);
+        self.root.join("fills").join(format!("tmp-{}-{n}", std::process::id()))
+    }
+
+    /// Writes a small file as a whole or not at all.
+    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let stage = self.stage_name();
+        let write = || {
+            let mut file = File::create_new(&stage)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            rename_synced(&stage, path)
+        };
+        write().inspect_err(|_| {
+            let _ = fs::remove_file(&stage); // the error that counts is the first one
+        })
+    }
+}
+
+/// Renames and syncs the folder, so that the new name survives a power loss.
+fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    if let Err(e) = fs::rename(from, to) {
+        if e.kind() != io::ErrorKind::NotFound || folder.exists() {
+            return Err(e);
+        }
+        create_synced(folder)?;
+        fs::rename(from, to)?;
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// Makes a folder and syncs each one that has got a new entry.
+fn create_synced(folder: &Path) -> io::Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    let parent = folder.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    create_synced(parent)?;
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    File::open(parent)?.sync_all()
+}
+
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A repository's folder where a tag's file is looked for: not a record.
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Reads a file of a known, small size.
+///
+/// # Errors
+/// What the file system says.
+pub fn read_whole(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.read_to_end(&mut content)?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    fn open() -> (tempfile::TempDir, Disk) {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        (folder, disk)
+    }
+
+    #[test]
+    fn what_is_put_is_there_after_a_new_start() {
+        let (folder, disk) = open();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let (repository, tag) = (Repository::parse("a/b").unwrap(), Tag::parse("v1").unwrap());
+        disk.put_blob(&digest, b"x").unwrap();
+        disk.put_tag("docker.io", &repository, &tag, b"{}").unwrap();
+        drop(disk);
+        let disk = Disk::open(folder.path()).unwrap();
+        assert!(disk.open_blob(&digest).unwrap().is_some());
+        assert_eq!(disk.tag("docker.io", &repository, &tag).unwrap().unwrap(), b"{}");
+        disk.drop_tag("docker.io", &repository, &tag).unwrap();
+        disk.drop_tag("docker.io", &repository, &tag).unwrap();
+        assert!(disk.tag("docker.io", &repository, &tag).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_second_pierhead_and_a_newer_format_are_refused() {
+        let (folder, disk) = open();
+        assert!(matches!(Disk::open(folder.path()), Err(OpenError::InUse(_))));
+        drop(disk);
+        fs::write(folder.path().join("format"), "2\n").unwrap();
+        assert!(matches!(Disk::open(folder.path()), Err(OpenError::Newer(..))));
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_go_but_fills_stay() {
+        let (folder, disk) = open();
+        drop(disk);
+        fs::write(folder.path().join("fills/tmp-1-1"), "x").unwrap();
+        fs::write(folder.path().join("fills/sha256-aa"), "x").unwrap();
+        drop(Disk::open(folder.path()).unwrap());
+        assert!(!folder.path().join("fills/tmp-1-1").exists());
+        assert!(folder.path().join("fills/sha256-aa").exists());
+    }
+
+    #[test]
+    fn a_fill_becomes_a_blob_by_publishing_only() {
+        let (_folder, disk) = open();
+        let digest = Digest::of(Algorithm::Sha256, b"abc");
+        let (mut file, path) = disk.open_fill(&digest).unwrap();
+        file.write_all(b"abc").unwrap();
+        assert!(disk.open_blob(&digest).unwrap().is_none());
+        disk.publish(&file, &path, &digest).unwrap();
+        assert!(disk.open_blob(&digest).unwrap().is_some() && !path.exists());
+    }
+}

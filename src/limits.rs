@@ -1,0 +1,65 @@
+//! Every hard bound, with its reason. What an operator may tune is in `config`.
+
+use std::time::Duration;
+
+/// A manifest's size. The specification asks for at least 4 MB; distribution and containers/image
+/// stop at 4 MiB, containerd at 4·1048·1048.
+pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A token service's answer. go-containerregistry takes 64 KiB; some registries send long JWTs.
+pub const TOKEN_BYTES_MAX: usize = 256 * 1024;
+
+/// A page of tags or referrers, and an upstream's error body that is read for its message.
+pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// An upstream's error body, of which only the message is looked at.
+pub const ERROR_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// Redirects followed for one request; real registries use one or two.
+pub const REDIRECTS_MAX: usize = 5;
+
+/// A request's path. The longest lawful one: name (255), tag (128) or sha512 digest, and words.
+pub const PATH_BYTES_MAX: usize = 1024;
+
+/// A repository name: what clients allow for host and name together.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// A tag, by the specification's grammar.
+pub const TAG_BYTES_MAX: usize = 128;
+
+/// Ranges in one request; more are answered with the whole blob. zstd:chunked asks for dozens.
+pub const RANGES_MAX: usize = 200;
+
+/// Pages of referrers followed for one answer, against a `Link` that leads to itself.
+pub const REFERRER_PAGES_MAX: usize = 20;
+
+/// JSON nesting in a manifest. Real ones need five levels; `serde_json` itself stops at 128.
+pub const MANIFEST_DEPTH_MAX: usize = 32;
+
+/// What is kept back of a blob until its digest is known to be right.
+pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
+
+/// Content up to this size is held in memory as bytes; larger content as an open file.
+pub const SMALL_BYTES_MAX: u64 = 128 * 1024;
+
+/// One read or send of a file: large enough that a system call is cheap beside it.
+pub const SLICE_BYTES: usize = 512 * 1024;
+
+/// The longest wait for an upstream's first word, all attempts together: containerd (2.3 on) gives
+/// up after 30 s without a response head, so an error must be out before that.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+
+/// How long an absence (404) is believed. Signing tools ask, create and ask again: seconds only.
+pub const ABSENT_FOR: Duration = Duration::from_secs(3);
+
+/// The floor of a token's life by the token specification, where the answer names none.
+pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Fills under way at once; more wait their turn.
+pub const FILLS_MAX: usize = 128;
+
+/// Open files held for content; each costs a descriptor.
+pub const OPEN_FILES_MAX: u64 = 1024;
+
+/// Tag and link records held in memory, a few hundred bytes each.
+pub const RECORDS_MAX: u64 = 100_000;

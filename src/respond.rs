@@ -1,0 +1,347 @@
+//! From an answer to bytes on the wire. Decides nothing but how to send: by sendfile on plain
+//! HTTP/1, by copying through TLS and HTTP/2.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::l4::stream::Stream;
+use std::os::fd::AsRawFd;
+
+use crate::cache::Cache;
+use crate::error::Error;
+use crate::fill::Follower;
+use crate::limits::SLICE_BYTES;
+use crate::range::Span;
+use crate::sendfile::{self, Socket};
+
+/// An answer, ready to be sent.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers, but for those that the body decides.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The body.
+    pub body: Body,
+    /// What became of the request in the cache.
+    pub cache: Cache,
+}
+
+/// A body.
+#[derive(Debug)]
+pub enum Body {
+    /// None; a length may be told all the same, for `HEAD`.
+    Empty(Option<u64>),
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// Parts of content.
+    Parts(Content, Vec<Part>),
+    /// All of a fill whose size is not known before its end.
+    Unsized(Box<Follower>),
+}
+
+/// Where the parts come from.
+#[derive(Debug)]
+pub enum Content {
+    /// An open file, complete.
+    File(Arc<File>),
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// A file that is still being filled.
+    Fill(Box<Follower>),
+}
+
+/// A part of content, with what stands before it in a multipart body.
+#[derive(Debug)]
+pub struct Part {
+    /// Boundary and part headers; empty where there is only one part.
+    pub head: Bytes,
+    /// Which bytes.
+    pub span: Span,
+}
+
+impl Body {
+    /// The length, where it is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Empty(told) => Some(told.unwrap_or(0)),
+            Self::Bytes(bytes) => Some(bytes.len() as u64),
+            Self::Parts(_, parts) => {
+                Some(parts.iter().map(|p| p.head.len() as u64 + p.span.len()).sum())
+            }
+            Self::Unsized(_) => None,
+        }
+    }
+}
+
+impl Answer {
+    /// An answer with a body.
+    pub fn new(status: StatusCode, body: Body, cache: Cache) -> Self {
+        Self { status, headers: Vec::with_capacity(12), body, cache }
+    }
+
+    /// The specification's error document.
+    pub fn error(error: &Error) -> Self {
+        let (code, status) = error.kind().answer();
+        let document = serde_json::json!({"errors": [{"code": code, "message": error.message(), "detail": null}]});
+        let mut answer = Self::new(status, Body::Bytes(document.to_string().into()), Cache::None);
+        answer.header(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            answer.header(http::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        if let Some(wait) = error.wait().or_else(|| error.kind().retry_after()) {
+            answer.header(http::header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        answer
+    }
+
+    /// Adds a header.
+    pub fn header(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.push((name, value));
+    }
+
+    /// Adds a header whose value was made here; one that cannot be a value is left out.
+    pub fn text(&mut self, name: HeaderName, value: impl Into<String>) {
+        if let Ok(value) = HeaderValue::try_from(value.into()) {
+            self.header(name, value);
+        }
+    }
+}
+
+/// What was sent.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Body bytes.
+    pub bytes: u64,
+    /// Why not all of it; the connection cannot be used again then.
+    pub broken: Option<String>,
+}
+
+/// Sends an answer. A body that cannot be sent whole leaves `broken`, and the caller drops the
+/// session: the client sees a short body, never a clean end.
+pub async fn send(
+    session: &mut ServerSession,
+    method: &Method,
+    answer: Answer,
+    patience: Duration,
+) -> Sent {
+    let mut sent = Sent::default();
+    if let Err(broken) = try_send(session, method, answer, patience, &mut sent.bytes).await {
+        sent.broken = Some(broken);
+    }
+    sent
+}
+
+async fn try_send(
+    session: &mut ServerSession,
+    method: &Method,
+    answer: Answer,
+    patience: Duration,
+    sent: &mut u64,
+) -> Result<(), String> {
+    session.set_write_timeout(Some(patience));
+    let head = head(&answer)?;
+    if *method == Method::HEAD || matches!(answer.body, Body::Empty(_)) {
+        session.write_response_header(head).await.map_err(text)?;
+        return session.finish_body().await.map_err(text);
+    }
+    match answer.body {
+        Body::Empty(_) => Ok(()),
+        Body::Bytes(bytes) => {
+            *sent = bytes.len() as u64;
+            session.write_response_header(head).await.map_err(text)?;
+            session.write_response_body(bytes, true).await.map_err(text)
+        }
+        Body::Parts(content, parts) => match plain_socket(session)
+            .filter(|_| is_one_file(&content, &parts))
+        {
+            Some(raw) => send_by_kernel(session, raw, head, content, &parts, patience, sent).await,
+            None => copy_parts(session, head, content, parts, sent).await,
+        },
+        Body::Unsized(follower) => copy_unsized(session, head, *follower, sent).await,
+    }
+}
+
+fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
+    let mut head =
+        ResponseHeader::build(answer.status, Some(answer.headers.len() + 3)).map_err(text)?;
+    for (name, value) in &answer.headers {
+        head.append_header(name, value).map_err(text)?;
+    }
+    match answer.body.length() {
+        _ if answer.status == StatusCode::NOT_MODIFIED => {}
+        Some(length) => head.insert_header(http::header::CONTENT_LENGTH, length).map_err(text)?,
+        None => head.insert_header(http::header::TRANSFER_ENCODING, "chunked").map_err(text)?,
+    }
+    Ok(Box::new(head))
+}
+
+/// The socket of a plain HTTP/1 session; TLS has its bytes encrypted and HTTP/2 framed, so those
+/// must pass through us.
+fn plain_socket(session: &ServerSession) -> Option<std::os::fd::RawFd> {
+    let h1 = session.as_http1()?;
+    if h1.digest().ssl_digest.is_some() {
+        return None;
+    }
+    let stream = session.stream()?.as_any().downcast_ref::<Stream>()?;
+    Some(stream.as_raw_fd())
+}
+
+fn is_one_file(content: &Content, parts: &[Part]) -> bool {
+    !matches!(content, Content::Bytes(_)) && parts.len() == 1 && parts[0].head.is_empty()
+}
+
+/// Lets the kernel send. Pingora is told that the request was a `HEAD`: so it writes the head out,
+/// expects no body of its own, and keeps its checks at the end of the request.
+async fn send_by_kernel(
+    session: &mut ServerSession,
+    raw: std::os::fd::RawFd,
+    head: Box<ResponseHeader>,
+    content: Content,
+    parts: &[Part],
+    patience: Duration,
+    sent: &mut u64,
+) -> Result<(), String> {
+    session.req_header_mut().set_method(Method::HEAD);
+    session.write_response_header(head).await.map_err(text)?;
+    let mut socket = Socket::double(raw).map_err(text)?;
+    let span = parts[0].span;
+    let mut reader = Reader::new(content, span);
+    while let Some((file, from, to)) = reader.next().await? {
+        socket.send(&file, from, to, patience).await.map_err(text)?;
+        *sent += to - from;
+    }
+    Ok(())
+}
+
+async fn copy_parts(
+    session: &mut ServerSession,
+    head: Box<ResponseHeader>,
+    content: Content,
+    parts: Vec<Part>,
+    sent: &mut u64,
+) -> Result<(), String> {
+    session.write_response_header(head).await.map_err(text)?;
+    let mut reader = Reader::new(content, Span { start: 0, end: 0 });
+    let last = parts.len().saturating_sub(1);
+    for (index, part) in parts.into_iter().enumerate() {
+        if !part.head.is_empty() {
+            *sent += part.head.len() as u64;
+            let end = index == last && part.span.is_empty();
+            session.write_response_body(part.head, end).await.map_err(text)?;
+        }
+        reader.seek(part.span);
+        while let Some(bytes) = reader.bytes().await? {
+            *sent += bytes.len() as u64;
+            let end = index == last && reader.is_done();
+            session.write_response_body(bytes, end).await.map_err(text)?;
+        }
+    }
+    session.finish_body().await.map_err(text)
+}
+
+async fn copy_unsized(
+    session: &mut ServerSession,
+    head: Box<ResponseHeader>,
+    follower: Follower,
+    sent: &mut u64,
+) -> Result<(), String> {
+    session.write_response_header(head).await.map_err(text)?;
+    let mut reader =
+        Reader::new(Content::Fill(Box::new(follower)), Span { start: 0, end: u64::MAX });
+    while let Some(bytes) = reader.bytes().await? {
+        *sent += bytes.len() as u64;
+        session.write_response_body(bytes, false).await.map_err(text)?;
+    }
+    session.write_response_body(Bytes::new(), true).await.map_err(text)
+}
+
+/// Walks over a span of content, no further than a fill has come.
+struct Reader {
+    content: Content,
+    at: u64,
+    end: u64,
+    /// How far the content is known to be there.
+    ready: u64,
+}
+
+impl Reader {
+    fn new(content: Content, span: Span) -> Self {
+        let ready = if matches!(content, Content::Fill(_)) { 0 } else { u64::MAX };
+        Self { content, at: span.start, end: span.end, ready }
+    }
+
+    fn seek(&mut self, span: Span) {
+        (self.at, self.end) = (span.start, span.end);
+    }
+
+    fn is_done(&self) -> bool {
+        self.at >= self.end
+    }
+
+    /// The next stretch that can be sent, and its file.
+    async fn next(&mut self) -> Result<Option<(Arc<File>, u64, u64)>, String> {
+        if self.is_done() {
+            return Ok(None);
+        }
+        if let Content::Fill(follower) = &mut self.content
+            && self.ready <= self.at
+        {
+            self.ready = follower.ready(self.at).await.map_err(text)?;
+            if self.ready <= self.at {
+                // The end of a fill whose size nobody had told.
+                self.end = self.at;
+                return Ok(None);
+            }
+        }
+        let file = match &self.content {
+            Content::File(file) => Arc::clone(file),
+            Content::Fill(follower) => Arc::clone(follower.file()),
+            Content::Bytes(_) => return Err("bytes in memory have no file".to_owned()),
+        };
+        let (from, to) = (self.at, self.end.min(self.ready));
+        self.at = to;
+        Ok(Some((file, from, to)))
+    }
+
+    /// The next bytes, at most a slice.
+    async fn bytes(&mut self) -> Result<Option<Bytes>, String> {
+        if let Content::Bytes(bytes) = &self.content {
+            let whole = slice(bytes, self.at, self.end);
+            self.at = self.end;
+            return Ok(whole.filter(|b| !b.is_empty()));
+        }
+        let end = self.end;
+        self.end = end.min(self.at.saturating_add(SLICE_BYTES as u64 / 2));
+        let limit = self.end;
+        let stretch = self.next().await?;
+        if self.end == limit {
+            self.end = end; // the fill's own end, if that was found, stays
+        }
+        let Some((file, from, to)) = stretch else { return Ok(None) };
+        let length = usize::try_from(to - from).map_err(text)?;
+        sendfile::read(&file, from, length).await.map(Some).map_err(text)
+    }
+}
+
+fn slice(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
+    let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
+    (from <= to && to <= bytes.len()).then(|| bytes.slice(from..to))
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Whether a broken answer was the client's own doing.
+pub fn is_clients_doing(reason: &str) -> bool {
+    ["Broken pipe", "reset", "closed"].iter().any(|w| reason.contains(w))
+        || reason == io::Error::from(io::ErrorKind::TimedOut).to_string()
+}

@@ -1,0 +1,412 @@
+//! From a request line to what is wanted of which upstream: one page, pure, one enum.
+//!
+//! One name, one origin, decided by the name alone: `ns`, then the first path component, then the
+//! host, then the default. Nothing is looked up and nothing is dialled here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+use crate::digest::Digest;
+use crate::error::{Error, Kind};
+use crate::limits::PATH_BYTES_MAX;
+use crate::name::{Reference, Repository, Tag};
+
+/// What is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `GET /v2/`: is this a registry?
+    Ping,
+    /// A manifest by tag or digest.
+    Manifest(Reference),
+    /// A blob.
+    Blob(Digest),
+    /// The tags of a repository, by page.
+    Tags(Page),
+    /// What is attached to a manifest, filtered by artifact type where any is named.
+    Referrers(Digest, Vec<String>),
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// At most this many.
+    pub n: Option<u32>,
+    /// Behind this one.
+    pub last: Option<Tag>,
+}
+
+/// A request that was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// What is wanted.
+    pub action: Action,
+    /// Of whom; `None` for `Ping`.
+    pub target: Option<Target>,
+    /// The `ns` that was honoured, to be echoed as `OCI-Namespace`.
+    pub namespace: Option<Arc<str>>,
+}
+
+/// A repository of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The upstream's configured name.
+    pub upstream: Arc<str>,
+    /// The repository within it.
+    pub repository: Repository,
+    /// What stood in the path before the name, for links back to ourselves.
+    pub prefix: String,
+}
+
+/// By which names the upstreams are known. Built once from the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    names: HashMap<String, Arc<str>>,
+    hosts: HashMap<String, Arc<str>>,
+    default: Option<Arc<str>>,
+}
+
+impl Table {
+    /// An empty table with its default upstream.
+    pub fn new(default: Option<&str>) -> Self {
+        Self { default: default.map(Into::into), ..Self::default() }
+    }
+
+    /// Adds an upstream with its other names and the hosts that stand for it.
+    pub fn add(&mut self, name: &str, aliases: &[String], hosts: &[String]) {
+        let shared: Arc<str> = name.into();
+        for alias in aliases.iter().map(String::as_str).chain([name]) {
+            self.names.insert(alias.to_ascii_lowercase(), Arc::clone(&shared));
+        }
+        for host in hosts {
+            self.hosts.insert(host.to_ascii_lowercase(), Arc::clone(&shared));
+        }
+    }
+
+    /// Understands a request.
+    ///
+    /// # Errors
+    /// What the specification's codes are for: names, tags, digests, methods and paths that are
+    /// wrong, and registries that are not configured.
+    pub fn route(
+        &self,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Route, Error> {
+        if path.len() > PATH_BYTES_MAX {
+            return Err(Error::new(Kind::NameInvalid, "path is too long"));
+        }
+        let path = percent_decode_str(path)
+            .decode_utf8()
+            .map_err(|_| Error::new(Kind::NameInvalid, "path is not UTF-8"))?;
+        let (prefix, rest) = self.split_base(&path).ok_or_else(|| {
+            Error::new(Kind::PathUnknown, "not a registry path: everything lives under /v2/")
+        })?;
+        let query = Query::parse(query)?;
+        if rest.is_empty() && prefix.is_none() {
+            readable(method)?;
+            return Ok(Route { action: Action::Ping, target: None, namespace: None });
+        }
+        let (name, action) = split_action(rest, &query)?;
+        readable(method)?;
+        let namespace = query.one("ns")?;
+        let target = self.origin(prefix, name, namespace.as_deref(), host)?;
+        Ok(Route { action: action()?, target: Some(target), namespace: namespace.map(Into::into) })
+    }
+
+    /// Takes `/v2/` off; the upstream's name may stand before it as well as behind it, since both
+    /// are how people write a prefix into a client's mirror address.
+    fn split_base<'p>(&self, path: &'p str) -> Option<(Option<&'p str>, &'p str)> {
+        if path == "/v2" {
+            return Some((None, ""));
+        }
+        if let Some(rest) = path.strip_prefix("/v2/") {
+            return Some((None, rest));
+        }
+        let (first, rest) = path.strip_prefix('/')?.split_once('/')?;
+        let rest = rest.strip_prefix("v2/")?;
+        self.names.contains_key(first).then_some((Some(first), rest))
+    }
+
+    /// Decides whose repository a name is.
+    fn origin(
+        &self,
+        prefix: Option<&str>,
+        name: &str,
+        ns: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Target, Error> {
+        let (first, behind) = name.split_once('/').unwrap_or((name, ""));
+        let named = match prefix {
+            Some(first) => self.names.get(first).map(|u| (u, name, format!("/{first}/v2/"))),
+            None => self
+                .names
+                .get(first)
+                .filter(|_| !behind.is_empty())
+                .map(|u| (u, behind, format!("/v2/{first}/"))),
+        };
+        let plain = |upstream: &Arc<str>| (Arc::clone(upstream), name, "/v2/".to_owned());
+        let (upstream, name, prefix) = match (ns.map(|ns| self.namespace(ns)).transpose()?, named) {
+            (Some(by_ns), Some((by_path, ..))) if by_ns != by_path => {
+                return Err(Error::new(Kind::NameInvalid, "ns and path name different registries"));
+            }
+            (_, Some((upstream, name, prefix))) => (Arc::clone(upstream), name, prefix),
+            (Some(upstream), None) => plain(upstream),
+            (None, None) => {
+                plain(self.by_host(host).or(self.default.as_ref()).ok_or_else(|| {
+                    Error::new(
+                        Kind::NameUnknown,
+                        "no upstream is configured for this name, and there is no default",
+                    )
+                })?)
+            }
+        };
+        let repository = Repository::parse(name)?;
+        let repository =
+            if &*upstream == "docker.io" { repository.with_library() } else { repository };
+        Ok(Target { upstream, repository, prefix })
+    }
+
+    /// `ns` is a key into a closed list, in one normal form; it is never an address to dial.
+    fn namespace(&self, ns: &str) -> Result<&Arc<str>, Error> {
+        let lawful =
+            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
+        if ns.is_empty() || ns.len() > 255 || !ns.bytes().all(lawful) {
+            return Err(Error::new(Kind::NameInvalid, "ns is not a host name"));
+        }
+        let ns = ns.to_ascii_lowercase();
+        let bare = ns.strip_suffix(":443").unwrap_or(&ns);
+        let bare = bare.strip_suffix('.').unwrap_or(bare);
+        self.names.get(&ns).or_else(|| self.names.get(bare)).ok_or_else(|| {
+            Error::new(Kind::NameUnknown, format!("no upstream is configured for {ns}"))
+        })
+    }
+
+    fn by_host(&self, host: Option<&str>) -> Option<&Arc<str>> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        let host = host?.to_ascii_lowercase();
+        let bare = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+        self.hosts.get(&host).or_else(|| self.hosts.get(bare))
+    }
+}
+
+/// Only reading is allowed on a mirror.
+fn readable(method: &Method) -> Result<(), Error> {
+    if matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        format!("{method} is not possible here: this is a read-only mirror"),
+    ))
+}
+
+type LateAction = Box<dyn FnOnce() -> Result<Action, Error>>;
+
+/// Splits a path at the word that says what is wanted, from the end, since the name may hold the
+/// same words. What stands behind the word is only read once the name is known to be lawful, so
+/// that the error is about the first thing that is wrong.
+fn split_action<'p>(path: &'p str, query: &Query) -> Result<(&'p str, LateAction), Error> {
+    let unknown =
+        || Error::new(Kind::PathUnknown, "the distribution specification has no such path");
+    let (head, tail) = path.rsplit_once('/').ok_or_else(unknown)?;
+    if let Some(name) = head.strip_suffix("/manifests") {
+        let reference = tail.to_owned();
+        return Ok((name, Box::new(move || Reference::parse(&reference).map(Action::Manifest))));
+    }
+    if let Some(name) = head.strip_suffix("/blobs") {
+        let digest = tail.to_owned();
+        return Ok((name, Box::new(move || Digest::parse(&digest).map(Action::Blob))));
+    }
+    if let (Some(name), "list") = (head.strip_suffix("/tags"), tail) {
+        let page = query.page();
+        return Ok((name, Box::new(move || page.map(Action::Tags))));
+    }
+    if let Some(name) = head.strip_suffix("/referrers") {
+        let (digest, types) = (tail.to_owned(), query.all("artifactType"));
+        return Ok((name, Box::new(move || Ok(Action::Referrers(Digest::parse(&digest)?, types)))));
+    }
+    if let Some((name, _)) = path.split_once("/blobs/uploads") {
+        return Ok((
+            name,
+            Box::new(|| Err(Error::new(Kind::Unsupported, "pushing is not possible here"))),
+        ));
+    }
+    // A reference with slashes in it is no reference: say so, rather than that the path is unknown.
+    for word in ["/manifests/", "/blobs/"] {
+        if let Some((name, reference)) = path.split_once(word).filter(|(_, r)| r.contains(':')) {
+            let reference = reference.to_owned();
+            return Ok((name, Box::new(move || Digest::parse(&reference).map(Action::Blob))));
+        }
+    }
+    Err(unknown())
+}
+
+/// The parameters of a request; unknown ones are ignored.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: Option<&str>) -> Result<Self, Error> {
+        let text = text.unwrap_or_default();
+        if text.len() > 4 * PATH_BYTES_MAX {
+            return Err(Error::new(Kind::BadRequest, "query is too long"));
+        }
+        Ok(Self(url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()))
+    }
+
+    fn one(&self, key: &str) -> Result<Option<String>, Error> {
+        let mut values = self.0.iter().filter(|(k, _)| k == key).map(|(_, v)| v);
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value.cloned()),
+            _ => Err(Error::new(Kind::BadRequest, format!("{key} is given more than once"))),
+        }
+    }
+
+    fn all(&self, key: &str) -> Vec<String> {
+        self.0.iter().filter(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.clone()).collect()
+    }
+
+    fn page(&self) -> Result<Page, Error> {
+        let n = match self.one("n")? {
+            None => None,
+            Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(n.parse().unwrap_or(u32::MAX))
+            }
+            Some(_) => return Err(Error::new(Kind::PaginationInvalid, "n is not a number")),
+        };
+        let last = self
+            .one("last")?
+            .filter(|l| !l.is_empty())
+            .map(|l| Tag::parse(&l))
+            .transpose()
+            .map_err(|_| Error::new(Kind::PaginationInvalid, "last is not a tag"))?;
+        Ok(Page { n, last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEX: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn table() -> Table {
+        let mut t = Table::new(Some("docker.io"));
+        t.add("docker.io", &["index.docker.io".into()], &[]);
+        t.add("ghcr.io", &[], &["ghcr.mirror.test".into()]);
+        t.add("localhost:7000", &[], &[]);
+        t
+    }
+
+    fn get(target: &str) -> Result<Route, Error> {
+        let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+        table().route(&Method::GET, path, query, Some("mirror.test:5000"))
+    }
+
+    fn origin(target: &str) -> (String, String) {
+        let t = get(target).unwrap().target.unwrap();
+        (t.upstream.to_string(), t.repository.to_string())
+    }
+
+    fn kind(target: &str) -> Kind {
+        get(target).unwrap_err().kind()
+    }
+
+    #[test]
+    fn the_name_alone_decides_the_origin() {
+        let is = |t, u: &str, r: &str| assert_eq!(origin(t), (u.into(), r.into()), "{t}");
+        is("/v2/library/alpine/manifests/3?ns=docker.io", "docker.io", "library/alpine");
+        is("/v2/org/app/manifests/3?ns=ghcr.io", "ghcr.io", "org/app");
+        is("/v2/org/app/manifests/3?ns=INDEX.docker.io", "docker.io", "org/app");
+        is("/v2/org/app/manifests/3?ns=docker.io:443", "docker.io", "org/app");
+        is("/v2/org/app/manifests/3?ns=localhost:7000", "localhost:7000", "org/app");
+        is("/v2/ghcr.io/org/app/manifests/3", "ghcr.io", "org/app");
+        is("/ghcr.io/v2/org/app/manifests/3", "ghcr.io", "org/app");
+        is("/v2/ghcr.io/org/app/manifests/3?ns=ghcr.io", "ghcr.io", "org/app");
+        is("/v2/localhost:7000/app/manifests/3", "localhost:7000", "app");
+        is("/v2/alpine/manifests/3", "docker.io", "library/alpine");
+        is("/v2/docker.io/alpine/manifests/3", "docker.io", "library/alpine");
+        is("/v2/a/manifests/b/tags/list", "docker.io", "a/manifests/b");
+    }
+
+    #[test]
+    fn a_host_may_stand_for_an_upstream() {
+        let route =
+            |host| table().route(&Method::GET, "/v2/app/tags/list", None, Some(host)).unwrap();
+        assert_eq!(&*route("ghcr.mirror.test").target.unwrap().upstream, "ghcr.io");
+        assert_eq!(&*route("GHCR.mirror.test:5000").target.unwrap().upstream, "ghcr.io");
+        assert_eq!(&*route("other.test").target.unwrap().upstream, "docker.io");
+    }
+
+    #[test]
+    fn ns_is_a_closed_list() {
+        assert_eq!(kind("/v2/a/b/manifests/3?ns=evil.test"), Kind::NameUnknown);
+        assert_eq!(kind("/v2/a/b/manifests/3?ns=docker.io&ns=ghcr.io"), Kind::BadRequest);
+        assert_eq!(kind("/v2/a/b/manifests/3?ns=docker.io%0d%0aX:1"), Kind::NameInvalid);
+        assert_eq!(kind("/v2/a/b/manifests/3?ns=user@docker.io"), Kind::NameInvalid);
+        assert_eq!(kind("/v2/ghcr.io/a/b/manifests/3?ns=docker.io"), Kind::NameInvalid);
+    }
+
+    #[test]
+    fn hostile_paths_get_the_specifications_code() {
+        let digest = format!("/v2/a/b/blobs/SHA256:{HEX}");
+        for (path, want) in [
+            ("/v2/../../etc/passwd", Kind::PathUnknown),
+            ("/v2/..%2f..%2fetc%2fmanifests/x", Kind::NameInvalid),
+            ("/v2/a/b/manifests/sha256:../..", Kind::DigestInvalid),
+            ("/v2/a//b/manifests/x", Kind::NameInvalid),
+            ("/v2/A/b/manifests/x", Kind::NameInvalid),
+            ("/v2/a/b/manifests/-x", Kind::TagInvalid),
+            ("/v2/a%00/b/manifests/x", Kind::NameInvalid),
+            ("/v2/a%c0%ae/manifests/x", Kind::NameInvalid),
+            (&digest, Kind::DigestInvalid),
+            ("/v2/_catalog", Kind::PathUnknown),
+            ("/", Kind::PathUnknown),
+            ("/v2/a/b/tags/list?n=-1", Kind::PaginationInvalid),
+            ("/v1/search", Kind::PathUnknown),
+            ("/v2/manifests/x", Kind::PathUnknown),
+            ("/evil.test/v2/a/manifests/x", Kind::PathUnknown),
+        ] {
+            assert_eq!(kind(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn percent_encoding_is_undone_once() {
+        let route = get(&format!("/v2/a%2Fb/blobs/sha256%3A{HEX}")).unwrap();
+        assert_eq!(route.target.unwrap().repository.as_str(), "a/b");
+        assert_eq!(kind("/v2/a%252Fb/manifests/x"), Kind::NameInvalid);
+    }
+
+    #[test]
+    fn a_mirror_is_read_only() {
+        for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+            let e = table().route(&method, "/v2/a/b/manifests/x", None, None).unwrap_err();
+            assert_eq!(e.kind(), Kind::Unsupported);
+        }
+    }
+
+    #[test]
+    fn giant_pages_are_bounded() {
+        let Action::Tags(page) =
+            get("/v2/a/b/tags/list?n=9223372036854775808&last=x").unwrap().action
+        else {
+            panic!("not a tag list")
+        };
+        assert_eq!((page.n, page.last.unwrap().as_str()), (Some(u32::MAX), "x"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_line_makes_it_panic(path in "/[ -~]{0,60}", query in "[ -~]{0,40}") {
+            let _ = table().route(&Method::GET, &path, Some(&query), None);
+        }
+    }
+}

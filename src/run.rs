@@ -1,0 +1,206 @@
+//! Binding, serving, stopping.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use pingora::apps::ServerApp;
+use pingora::listeners::{L4BufferSettings, ListenerConfig, Listeners, TcpSocketOptions};
+use pingora::protocols::{Stream, TcpKeepalive};
+use pingora::server::{Fds, ListenFds, ShutdownWatch};
+use pingora::services::Service as _;
+use pingora::services::listening::Service;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::disk::Disk;
+use crate::metrics::Metrics;
+use crate::server::Mirror;
+use crate::store::Store;
+
+/// A mirror that is running.
+#[derive(Debug)]
+pub struct Running {
+    /// Where clients connect.
+    pub addresses: Vec<SocketAddr>,
+    /// Where it is watched.
+    pub admin: SocketAddr,
+    mirror: Arc<Mirror>,
+    stop_pull: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+    services: Vec<JoinHandle<()>>,
+    places: Arc<Semaphore>,
+    places_all: usize,
+    drain_timeout: Duration,
+}
+
+/// Starts a mirror. Every failure is one sentence.
+///
+/// # Errors
+/// Where an address cannot be bound or the cache folder cannot be used.
+pub fn start(config: &Config) -> anyhow::Result<Running> {
+    let disk = Disk::open(&config.cache.path)?;
+    let metrics = Arc::new(Metrics::new()?);
+    let store = Arc::new(Store::new(disk, config.cache.memory.bytes(), Arc::clone(&metrics)));
+    let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
+    let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
+    let pull = bind(&wanted)?;
+    let admin = bind(&[config.admin])?;
+    let addresses = local(&pull)?;
+    let admin_address = local(&admin)?[0];
+    let places_all = config.server.max_connections;
+    let places = Arc::new(Semaphore::new(places_all));
+    let (stop_pull, pull_stopped) = watch::channel(false);
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
+    let services = vec![
+        serve("pull", pull, limited, pull_stopped)?,
+        serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
+    ];
+    Ok(Running {
+        addresses,
+        admin: admin_address,
+        mirror,
+        stop_pull,
+        stop_admin,
+        services,
+        places,
+        places_all,
+        drain_timeout: config.server.drain_timeout.get(),
+    })
+}
+
+impl Running {
+    /// The mirror itself, for those who look at its metrics.
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
+    }
+
+    /// Stops: no new connections; transfers under way go on to their end or to the deadline.
+    /// Returns whether all of them came to their end.
+    pub async fn stop(self) -> bool {
+        let deadline = Instant::now() + self.drain_timeout;
+        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
+        let all = u32::try_from(self.places_all).unwrap_or(u32::MAX);
+        let drained =
+            tokio::time::timeout_at(deadline.into(), self.places.acquire_many(all)).await.is_ok();
+        // What has been downloaded to its end is still to be kept; the rest is resumed some day.
+        while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let _ = self.stop_admin.send(true);
+        for service in self.services {
+            service.abort();
+        }
+        drained
+    }
+}
+
+/// Binds ourselves: Pingora retries for 30 s and then panics, and never tells the port.
+fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    addresses
+        .iter()
+        .map(|address| {
+            let listener = TcpListener::bind(address)
+                .with_context(|| format!("cannot listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })
+        .collect()
+}
+
+fn local(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
+    listeners.iter().map(|l| Ok(l.local_addr()?)).collect()
+}
+
+fn serve<A>(
+    name: &str,
+    bound: Vec<TcpListener>,
+    app: A,
+    stopped: ShutdownWatch,
+) -> anyhow::Result<JoinHandle<()>>
+where
+    A: ServerApp + Send + Sync + 'static,
+{
+    let mut listeners = Listeners::new();
+    let mut fds = Fds::new();
+    for listener in bound {
+        let address = listener.local_addr()?.to_string();
+        listeners.add_listener(
+            ListenerConfig::tcp(&address)
+                // A manifest leaves in one write; an idle connection costs little.
+                .l4_buffer(L4BufferSettings::new(16 * 1024, 16 * 1024))
+                .tcp_socket_options(socket_options()),
+        );
+        fds.add(address, listener.into_raw_fd());
+    }
+    let fds: ListenFds = Arc::new(parking_lot::Mutex::new(fds));
+    let mut service = Service::with_listeners(name.to_owned(), listeners, app);
+    Ok(tokio::spawn(async move { service.start_service(Some(fds), stopped, 1).await }))
+}
+
+/// Pullers that vanish without a word are found after a minute and a half.
+fn socket_options() -> TcpSocketOptions {
+    let mut options = TcpSocketOptions::default();
+    options.tcp_keepalive = Some(TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(10),
+        count: 3,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
+    });
+    options
+}
+
+/// Bounds the number of connections, and counts them for the end.
+struct Limited {
+    app: Arc<Mirror>,
+    places: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+#[async_trait]
+impl ServerApp for Limited {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let _place = self.places.acquire().await.ok()?;
+        let _counted = Counted::new(&self.metrics);
+        ServerApp::process_new(&self.app, stream, shutdown).await
+    }
+}
+
+struct Counted<'a>(&'a Metrics);
+
+impl<'a> Counted<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+struct Plain(Arc<Admin>);
+
+#[async_trait]
+impl ServerApp for Plain {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        ServerApp::process_new(&self.0, stream, shutdown).await
+    }
+}

@@ -1,0 +1,170 @@
+//! How a scripted registry lets people in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::fault::{error, value};
+use super::reply::Reply;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Auth {
+    Open,
+    Basic(Account),
+    Bearer(Bearer),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl Account {
+    pub(crate) fn new(user: &str, password: &str) -> Self {
+        Self { user: user.to_owned(), password: password.to_owned() }
+    }
+
+    pub(crate) fn basic(&self) -> String {
+        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.user, self.password)))
+    }
+}
+
+/// Token authentication. In the texts `{realm}`, `{scope}` and `{token}` are filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer {
+    /// Each is one `WWW-Authenticate` header.
+    pub(crate) challenges: Vec<String>,
+    /// Where tokens are had. None: at this registry's own `/token`.
+    pub(crate) realm: Option<String>,
+    /// What the token service says.
+    pub(crate) reply: String,
+    /// The scope a token must have been asked for with; empty: any.
+    pub(crate) scope: String,
+    /// Who gets tokens. None: everybody.
+    pub(crate) account: Option<Account>,
+    /// Tokens are handed out, but open nothing.
+    pub(crate) empty: bool,
+}
+
+impl Bearer {
+    /// As Docker Hub does it.
+    pub(crate) fn usual() -> Self {
+        Self {
+            challenges: vec![
+                r#"Bearer realm="{realm}",service="registry.test",scope="{scope}""#.to_owned(),
+            ],
+            realm: None,
+            reply: r#"{"token":"{token}","access_token":"{token}","expires_in":300}"#.to_owned(),
+            scope: "repository:{repository}:pull".to_owned(),
+            account: None,
+            empty: false,
+        }
+    }
+
+    pub(crate) fn challenge(mut self, challenge: &str) -> Self {
+        self.challenges = vec![challenge.to_owned()];
+        self
+    }
+
+    pub(crate) fn reply(mut self, reply: &str) -> Self {
+        reply.clone_into(&mut self.reply);
+        self
+    }
+}
+
+/// The tokens in force: token to the scopes it was asked for with. A registry and its token
+/// service on another host share one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tokens(Arc<Mutex<HashMap<String, Vec<String>>>>);
+
+impl Tokens {
+    /// From now on no token handed out so far is worth anything.
+    pub(crate) fn revoke(&self) {
+        for scopes in self.0.lock().values_mut() {
+            scopes.clear();
+        }
+    }
+
+    fn issue(&self, scopes: Vec<String>) -> String {
+        let mut tokens = self.0.lock();
+        let token = format!("token-{}.from_the~test+service/==", tokens.len());
+        tokens.insert(token.clone(), scopes);
+        token
+    }
+
+    fn opens(&self, token: &str, scope: &str) -> bool {
+        let tokens = self.0.lock();
+        let scopes = tokens.get(token).map(Vec::as_slice).unwrap_or_default();
+        scopes.iter().any(|granted| scope.is_empty() || granted == scope)
+    }
+}
+
+impl Auth {
+    /// None: come in. Some: what to answer in place of what was asked for.
+    pub(crate) fn refuse(
+        &self,
+        tokens: &Tokens,
+        request: &Parts,
+        repository: &str,
+    ) -> Option<Reply> {
+        let given = text(&request.headers, AUTHORIZATION.as_str());
+        match self {
+            Self::Open => None,
+            Self::Basic(account) if given == account.basic() => None,
+            Self::Basic(_) => {
+                Some(error(401).header(WWW_AUTHENTICATE, r#"Basic realm="registry.test""#))
+            }
+            Self::Bearer(bearer) => {
+                let scope = bearer.scope.replace("{repository}", repository);
+                let token = given.strip_prefix("Bearer ").unwrap_or_default();
+                if tokens.opens(token, &scope) {
+                    return None;
+                }
+                let own = format!("http://{}/token", text(&request.headers, "host"));
+                let realm = bearer.realm.as_deref().unwrap_or(&own);
+                let mut reply = error(401);
+                for challenge in &bearer.challenges {
+                    let filled = challenge.replace("{realm}", realm).replace("{scope}", &scope);
+                    reply.headers.append(WWW_AUTHENTICATE, value(&filled));
+                }
+                Some(reply)
+            }
+        }
+    }
+
+    /// Answers `/token`.
+    pub(crate) fn token(&self, tokens: &Tokens, request: &Parts) -> Reply {
+        let Self::Bearer(bearer) = self else {
+            return error(404);
+        };
+        if request.method != Method::GET {
+            return error(404);
+        }
+        let given = text(&request.headers, AUTHORIZATION.as_str());
+        if bearer.account.as_ref().is_some_and(|account| account.basic() != given) {
+            return error(401);
+        }
+        let query = request.uri.query().unwrap_or_default();
+        let scopes = url::form_urlencoded::parse(query.as_bytes())
+            .filter(|(name, _)| name == "scope")
+            .flat_map(|(_, scopes)| scopes.split(' ').map(str::to_owned).collect::<Vec<_>>())
+            .chain(["any".to_owned()])
+            .collect();
+        let token = tokens.issue(if bearer.empty { Vec::new() } else { scopes });
+        let token = json!(token).to_string();
+        let reply = bearer.reply.replace("\"{token}\"", &token);
+        Reply::text(200, "application/json", &reply)
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}

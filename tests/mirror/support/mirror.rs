@@ -1,0 +1,339 @@
+//! The real binary, as a child process with a configuration and a cache folder of its own.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use hyper::Method;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use super::client::{Answer, Ask};
+use super::image::{Image, sha256};
+use super::soon;
+use super::upstream::Upstream;
+
+/// The name under which tests configure their upstream, where the name does not matter.
+pub(crate) const NAME: &str = "registry.test";
+
+/// A configuration in the making.
+pub(crate) struct Setup {
+    folder: TempDir,
+    upstreams: Vec<(String, String)>,
+    default_upstream: String,
+    rest: String,
+}
+
+/// A mirror with one upstream, asked for everything.
+pub(crate) fn before(upstream: &Upstream) -> Setup {
+    Setup::new().upstream(NAME, upstream)
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let folder = TempDir::with_prefix("pierhead-test-").expect("a temporary folder");
+        Self {
+            folder,
+            upstreams: Vec::new(),
+            default_upstream: NAME.to_owned(),
+            rest: String::new(),
+        }
+    }
+
+    pub(crate) fn upstream(self, name: &str, upstream: &Upstream) -> Self {
+        self.endpoints(name, &[&upstream.url()])
+    }
+
+    pub(crate) fn endpoints(mut self, name: &str, urls: &[&str]) -> Self {
+        self.upstreams.push((name.to_owned(), format!("endpoints: [{}]\n", urls.join(", "))));
+        self
+    }
+
+    /// Adds YAML to the upstream that was named last.
+    pub(crate) fn with(mut self, yaml: &str) -> Self {
+        let (_, options) = self.upstreams.last_mut().expect("an upstream was named before");
+        writeln!(options, "{yaml}").expect("a String takes all that is written to it");
+        self
+    }
+
+    pub(crate) fn default_upstream(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.default_upstream);
+        self
+    }
+
+    /// Adds YAML at the top level.
+    pub(crate) fn raw(mut self, yaml: &str) -> Self {
+        writeln!(self.rest, "{yaml}").expect("a String takes all that is written to it");
+        self
+    }
+
+    fn yaml(&self) -> String {
+        let cache = self.folder.path().join("cache");
+        let mut yaml = format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n\
+             default_upstream: {}\nupstreams:\n",
+            cache.display(),
+            self.default_upstream,
+        );
+        for (name, options) in &self.upstreams {
+            writeln!(yaml, "  {name}:").expect("a String takes all that is written to it");
+            for line in options.lines() {
+                writeln!(yaml, "    {line}").expect("a String takes all that is written to it");
+            }
+        }
+        yaml + &self.rest
+    }
+
+    pub(crate) async fn start(self) -> Mirror {
+        let config = self.folder.path().join("pierhead.yaml");
+        std::fs::write(&config, self.yaml()).expect("the temporary folder takes a file");
+        let process = Process::start(self.folder.path()).await;
+        Mirror { folder: self.folder, process: Some(process) }
+    }
+}
+
+/// A running mirror. Dropped, it is killed; if its test failed, its log is shown.
+pub(crate) struct Mirror {
+    folder: TempDir,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Mirror {
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running().address
+    }
+
+    pub(crate) fn ask(&self, method: Method, path: &str) -> Ask {
+        Ask::new(self.address(), method, path)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Ask {
+        self.ask(Method::GET, path)
+    }
+
+    pub(crate) fn head(&self, path: &str) -> Ask {
+        self.ask(Method::HEAD, path)
+    }
+
+    /// GET on the admin address.
+    pub(crate) fn admin(&self, path: &str) -> Ask {
+        Ask::new(self.running().admin, Method::GET, path)
+    }
+
+    /// Pulls by tag as containerd does, checks every byte, and returns the Cache-Status of each
+    /// answer.
+    pub(crate) async fn pull(&self, repository: &str, tag: &str, image: &Image) -> Vec<String> {
+        let mut words = Vec::new();
+        let head = self.head(&format!("/v2/{repository}/manifests/{tag}")).answer().await;
+        if head.status != 200 {
+            let told = self.get(&format!("/v2/{repository}/manifests/{tag}"));
+            panic!("HEAD of {tag}: {}, {:?}", head.status, told.answer().await);
+        }
+        assert_eq!(head.header("docker-content-digest"), image.manifest.digest);
+        let manifest = format!("/v2/{repository}/manifests/{}", image.manifest.digest);
+        let blobs =
+            image.blobs().map(|blob| (format!("/v2/{repository}/blobs/{}", blob.digest), blob));
+        for (path, content) in [(manifest, &image.manifest)].into_iter().chain(blobs) {
+            let answer = self.get(&path).answer().await;
+            assert!(answer.is(&content.bytes), "{path}: {} {:?}", answer.status, answer.headers);
+            words.push(answer.cache().to_owned());
+        }
+        words
+    }
+
+    /// The sum of a metric over all its series that have these labels.
+    pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.admin("/metrics").answer().await;
+        let text = String::from_utf8_lossy(&text.body).into_owned();
+        let wanted: Vec<String> =
+            labels.iter().map(|(key, text)| format!("{key}=\"{text}\"")).collect();
+        text.lines()
+            .filter(|line| {
+                line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "))
+            })
+            .filter(|line| wanted.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// What the mirror wrote to standard error, over all its lives.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.running().child.id().expect("the child was not waited for");
+        kill(Pid::from_raw(id.try_into().expect("a process id")), signal).expect("our own child");
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the mirror is running");
+        soon("the end of the mirror", process.child.wait()).await.expect("our own child")
+    }
+
+    /// Ends the process the polite way.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ended().await
+    }
+
+    /// kill -9.
+    pub(crate) async fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.ended().await;
+    }
+
+    /// Starts it again over the same configuration and folder, on other ports.
+    pub(crate) async fn start(&mut self) {
+        assert!(self.process.is_none(), "the mirror is running");
+        self.process = Some(Process::start(self.folder.path()).await);
+    }
+
+    /// Every file under `blobs/` must be what its name says. Returns how many there are.
+    pub(crate) fn check_store(&self) -> usize {
+        let files = files_under(&self.cache().join("blobs"));
+        for file in &files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if file.components().any(|part| part.as_os_str() == "sha256") {
+                let bytes = std::fs::read(file).expect("a file of the store");
+                assert_eq!(sha256(&bytes), format!("sha256:{name}"), "{}", file.display());
+            }
+        }
+        files.len()
+    }
+
+    /// Waits until that many objects are kept, and checks them. A client may have its last byte
+    /// before the file is in its place.
+    pub(crate) async fn until_kept(&self, objects: usize) {
+        let kept = async {
+            while self.check_store() < objects {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(&format!("{objects} objects to be kept"), kept).await;
+        assert_eq!(self.check_store(), objects);
+    }
+
+    /// Whether this digest is kept under `blobs/`.
+    pub(crate) fn keeps(&self, digest: &str) -> bool {
+        let (_, hex) = digest.split_once(':').expect("a digest");
+        let files = files_under(&self.cache().join("blobs"));
+        files.iter().any(|file| file.file_name().is_some_and(|name| name.to_string_lossy() == *hex))
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("the mirror is running")
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.len().saturating_sub(6000);
+            let from = (from..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or_default();
+            eprintln!("--- the mirror's log ---\n{}\n---", &log[from..]);
+        }
+    }
+}
+
+impl Process {
+    async fn start(folder: &Path) -> Self {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+        let log = log.expect("the temporary folder takes a file");
+        let mut child = command()
+            .args(["serve", "--config"])
+            .arg(folder.join("pierhead.yaml"))
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary under test starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let mut seen: [Option<SocketAddr>; 2] = [None, None];
+        let reading = async {
+            while seen.iter().any(Option::is_none) {
+                let Ok(Some(line)) = lines.next_line().await else {
+                    let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+                    panic!("the mirror did not start: {log}");
+                };
+                for (place, word) in ["mirror", "admin"].into_iter().enumerate() {
+                    if let Some(rest) = line.trim_start().strip_prefix(word) {
+                        let address = rest.trim_start().trim_start_matches("http://");
+                        seen[place] = seen[place].or(address.trim_end().parse().ok());
+                    }
+                }
+            }
+        };
+        soon("the mirror's addresses", reading).await;
+        // Goes on reading, so that the mirror never meets a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let [Some(address), Some(admin)] = seen else { unreachable!("both were awaited") };
+        Self { child, address, admin }
+    }
+}
+
+/// The binary under test, deaf to the environment of whoever runs the tests.
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pierhead"));
+    for (name, _) in std::env::vars() {
+        let name = name.as_str();
+        if name.starts_with("PIERHEAD_")
+            || name.to_ascii_lowercase().ends_with("_proxy")
+            || name == "RUST_LOG"
+        {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs the binary to its end, for starts that must fail.
+pub(crate) async fn run(arguments: &[&str]) -> Output {
+    let running = command().args(arguments).output();
+    soon("the end of the program", running).await.expect("the binary under test starts")
+}
+
+/// Asks again and again until the answer satisfies `done`.
+pub(crate) async fn until(
+    what: &str,
+    ask: impl Fn() -> Ask,
+    done: impl Fn(&Answer) -> bool,
+) -> Answer {
+    soon(what, async {
+        loop {
+            let answer = ask().answer().await;
+            if done(&answer) {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
+fn files_under(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let paths = entries.map(|entry| entry.expect("an entry of our own folder").path());
+    paths.flat_map(|path| if path.is_dir() { files_under(&path) } else { vec![path] }).collect()
+}
