@@ -121,14 +121,13 @@ async fn size_of(follower: &mut Follower, conditions: &Conditions) -> Result<Opt
     }
 }
 
-/// Waits until the first byte that is to be sent is there, so that a fill that fails before it is
-/// answered with an error and not with a broken body. Upstreams that are slow to send their first
-/// byte still leave the client its head in time.
+/// Waits until a fill's first byte may go out, so that one that fails before it is answered with an
+/// error and not with a broken body. Where the upstream is slow, or a range lies far ahead, the
+/// client still gets its head in time.
 async fn first_byte(mut answer: Answer) -> Result<Answer> {
     const HEAD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
-    if let Body::Parts(Content::Fill(follower), parts) = &mut answer.body
-        && let Some(part) = parts.first()
-        && let Ok(ready) = tokio::time::timeout(HEAD_WITHIN, follower.ready(part.span.start)).await
+    if let Body::Parts(Content::Fill(follower), _) = &mut answer.body
+        && let Ok(ready) = tokio::time::timeout(HEAD_WITHIN, follower.ready(0)).await
     {
         ready?;
     }
