@@ -7,6 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::blobs::Blob;
+use crate::blocks::Large;
 use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
@@ -61,9 +62,9 @@ pub fn manifest(found: Found, conditions: &Conditions) -> Answer {
     answer
 }
 
-fn whole(large: &store::Large) -> Body {
+fn whole(large: &Arc<Large>) -> Body {
     let span = Span { start: 0, end: large.size };
-    Body::Parts(Content::File(Arc::clone(&large.file)), vec![Part { head: Bytes::new(), span }])
+    Body::Parts(Content::Held(Arc::clone(large)), vec![Part { head: Bytes::new(), span }])
 }
 
 /// A blob, or the parts of it that were asked for.
@@ -73,7 +74,7 @@ fn whole(large: &store::Large) -> Body {
 /// its first byte.
 pub async fn blob(blob: Blob, digest: &Digest, conditions: &Conditions) -> Result<Answer> {
     let cache = match &blob {
-        Blob::Held(_) => Cache::Hit,
+        Blob::Held(_) | Blob::Whole(..) => Cache::Hit,
         Blob::Filling(_, true) => Cache::Collapsed,
         Blob::Filling(_, false) => Cache::Miss,
         Blob::Size(_) => Cache::Bypass,
@@ -81,32 +82,57 @@ pub async fn blob(blob: Blob, digest: &Digest, conditions: &Conditions) -> Resul
     if let Some(answer) = not_modified(digest, conditions, cache) {
         return Ok(answer);
     }
-    let (content, size) = match blob {
+    let (content, size, cache) = match blob {
         Blob::Held(store::Content::Small(bytes)) => {
-            (Content::Bytes(bytes.clone()), bytes.len() as u64)
+            (Content::Bytes(bytes.clone()), Some(bytes.len() as u64), cache)
         }
         Blob::Held(store::Content::Large(large)) => {
-            (Content::File(Arc::clone(&large.file)), large.size)
+            (Content::Held(Arc::clone(&large)), Some(large.size), cache)
         }
+        Blob::Whole(follower, size) => (Content::Fill(Box::new(follower)), Some(size), cache),
         Blob::Size(size) => {
-            return Ok(described(
-                Answer::new(StatusCode::OK, Body::Empty(Some(size)), cache),
-                digest,
-            ));
+            let answer = Answer::new(StatusCode::OK, Body::Empty(Some(size)), cache);
+            return Ok(described(answer, digest));
         }
-        Blob::Filling(mut follower, _) => {
-            let Some(size) = size_of(&mut follower, conditions).await? else {
-                let body = Body::Unsized(Box::new(follower));
-                return Ok(described(Answer::new(StatusCode::OK, body, cache), digest));
-            };
-            (Content::Fill(Box::new(follower)), size)
-        }
+        Blob::Filling(follower, _) => follow(follower, conditions, cache).await?,
+    };
+    let Some(size) = size else {
+        let answer = Answer::new(StatusCode::OK, Body::Unsized(content), cache);
+        return Ok(described(answer, digest));
     };
     let answer = match selection(conditions, digest, size) {
         Ok(selection) => select(content, size, selection, cache),
         Err(error) => return Ok(unsatisfiable(&error, size)),
     };
-    first_byte(described(answer, digest)).await
+    Ok(described(answer, digest))
+}
+
+/// Waits until a fill's size is known and its first byte may go out, so that one that fails before
+/// that is answered with an error and not with a broken body. Where the upstream is slow, or a
+/// range lies far ahead, the client still gets its head in time. Where the disk takes no more, the
+/// client's own transfer takes the fill's place.
+async fn follow(
+    mut follower: Follower,
+    conditions: &Conditions,
+    cache: Cache,
+) -> Result<(Content, Option<u64>, Cache)> {
+    const HEAD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+    let begun = async {
+        let size = size_of(&mut follower, conditions).await?;
+        match tokio::time::timeout(HEAD_WITHIN, follower.ready(0)).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) | Err(_) => Ok(size),
+        }
+    };
+    match begun.await {
+        Ok(size) => Ok((Content::Fill(Box::new(follower)), size, cache)),
+        Err(error) if error.kind() == Kind::DiskFailed => {
+            let relay = follower.relay(0).await?;
+            let size = relay.size();
+            Ok((Content::Relay(Box::new(relay)), size, Cache::Passed))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The size of a fill. Where the upstream does not tell it, a range has to wait for the end: no
@@ -119,19 +145,6 @@ async fn size_of(follower: &mut Follower, conditions: &Conditions) -> Result<Opt
         }
         None => Ok(None),
     }
-}
-
-/// Waits until a fill's first byte may go out, so that one that fails before it is answered with an
-/// error and not with a broken body. Where the upstream is slow, or a range lies far ahead, the
-/// client still gets its head in time.
-async fn first_byte(mut answer: Answer) -> Result<Answer> {
-    const HEAD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
-    if let Body::Parts(Content::Fill(follower), _) = &mut answer.body
-        && let Ok(ready) = tokio::time::timeout(HEAD_WITHIN, follower.ready(0)).await
-    {
-        ready?;
-    }
-    Ok(answer)
 }
 
 fn selection(conditions: &Conditions, digest: &Digest, size: u64) -> Result<Selection> {
@@ -259,6 +272,7 @@ pub fn cache_status(cache: Cache) -> Option<&'static str> {
         Cache::Revalidated => Some("pierhead; hit; detail=revalidated"),
         Cache::Stale => Some("pierhead; hit; fwd=stale; detail=upstream-failed"),
         Cache::Miss => Some("pierhead; fwd=miss; stored"),
+        Cache::Passed => Some("pierhead; fwd=miss; detail=not-kept"),
         Cache::Collapsed => Some("pierhead; fwd=miss; collapsed"),
         Cache::Bypass => Some("pierhead; fwd=bypass"),
     }

@@ -7,8 +7,9 @@ use http::Method;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
+use crate::filling;
 use crate::flight::Flights;
-use crate::store::{Content, Large, Link, Place, Store};
+use crate::store::{Content, Link, Place, Store};
 use crate::upstream::ask::{self, Ask};
 use crate::upstream::{Patience, Upstream};
 
@@ -17,6 +18,8 @@ use crate::upstream::{Patience, Upstream};
 pub enum Blob {
     /// All of it is held.
     Held(Content),
+    /// All of it is right, and is only being kept.
+    Whole(Follower, u64),
     /// It is on its way. The flag says whether another request had started that.
     Filling(Follower, bool),
     /// Only its size was asked.
@@ -69,22 +72,30 @@ impl Blobs {
                 return Ok(self.follow(fill));
             }
         }
-        let (follower, joined) = self.fills.join_or_start(upstream, place, digest).await?;
+        let (follower, joined) = filling::join_or_start(&self.fills, upstream, place, digest);
         Ok(Blob::Filling(follower, joined))
     }
 
     /// Follows a fill; one that is whole and only being kept is as good as held.
     fn follow(&self, fill: Arc<Fill>) -> Blob {
         match fill.verified() {
-            Some((file, size)) => Blob::Held(Content::Large(Arc::new(Large { file, size }))),
+            Some((_, size)) => Blob::Whole(self.fills.follow(fill), size),
             None => Blob::Filling(self.fills.follow(fill), true),
         }
     }
 
+    /// Held content, with its first stretch made sure of, so that rot found there costs a fetch
+    /// and not a broken answer. A disk that fails counts as a miss, and is said.
     async fn held_blob(&self, digest: Digest) -> Option<Content> {
-        self.store.find(digest).await
-            .inspect_err(|error| tracing::warn!(?error, %digest, "held content cannot be read; it is fetched again"))
-            .ok()?
+        let found = self.store.find(digest).await;
+        let content = found.inspect_err(|error| tracing::warn!(?error, %digest, "held content cannot be read; it is fetched again")).ok()??;
+        if let Content::Large(large) = &content
+            && let Err(error) = large.ensure(0, large.size.min(1 << 20)).await
+        {
+            tracing::error!(%error, "held content is fetched again");
+            return self.store.find(digest).await.ok()?;
+        }
+        Some(content)
     }
 
     /// Asks the upstream for one byte of a digest under a repository. The bytes may be held for

@@ -15,6 +15,8 @@ pub enum Cache {
     Miss,
     /// Fetched for another request at the same time.
     Collapsed,
+    /// Fetched for this request and not kept, because the disk takes no more.
+    Passed,
     /// Asked of the upstream and not kept.
     Bypass,
 }
@@ -29,6 +31,7 @@ impl Cache {
             Self::Stale => "stale",
             Self::Miss => "miss",
             Self::Collapsed => "collapsed",
+            Self::Passed => "passed",
             Self::Bypass => "bypass",
         }
     }

@@ -80,6 +80,25 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The raw bytes in halves of 32; a sha256 has no second one.
+    pub fn halves(&self) -> ([u8; 32], Option<[u8; 32]>) {
+        let (mut first, mut second) = ([0; 32], [0; 32]);
+        first.copy_from_slice(&self.bytes[..32]);
+        second.copy_from_slice(&self.bytes[32..]);
+        (first, (self.algorithm == Algorithm::Sha512).then_some(second))
+    }
+
+    /// The digest of which these are the halves.
+    pub fn from_halves(first: &[u8; 32], second: Option<&[u8; 32]>) -> Self {
+        let mut bytes = [0; 64];
+        bytes[..32].copy_from_slice(first);
+        if let Some(second) = second {
+            bytes[32..].copy_from_slice(second);
+        }
+        let algorithm = if second.is_some() { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        Self { algorithm, bytes }
+    }
+
     /// Which algorithm proves this digest.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -137,6 +138,93 @@ impl Disk {
         let folder = self.root.join("rotten");
         fs::create_dir_all(&folder)?;
         fs::rename(self.blob_path(digest), folder.join(digest.hex()))
+    }
+
+    /// Removes held content and its checksums; none there is as good.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove_blob(&self, digest: &Digest) -> io::Result<()> {
+        found(fs::remove_file(self.blob_path(digest)))?;
+        found(fs::remove_file(self.sums_path(digest)))?;
+        Ok(())
+    }
+
+    /// The block checksums of held content, as they were recorded.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn sums(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>> {
+        found(fs::read(self.sums_path(digest)))
+    }
+
+    /// Records the block checksums of content. Not synced: they carry a checksum of their own, and
+    /// where they are lost the content is hashed as a whole.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put_sums(&self, digest: &Digest, sums: &[u8]) -> io::Result<()> {
+        let (stage, path) = (self.stage_name(), self.sums_path(digest));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&stage, sums).and_then(|()| fs::rename(&stage, path)).inspect_err(|_| {
+            let _ = fs::remove_file(&stage); // the error that counts is the first one
+        })
+    }
+
+    fn sums_path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.root.join("sums");
+        path.extend([digest.algorithm().as_str(), &hex[..2], &hex]);
+        path
+    }
+
+    /// Notes when content was last used, in its file's access time, which is ours: a reader's
+    /// own access is not written to it on most file systems.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_used(&self, digest: &Digest, when: SystemTime) -> io::Result<()> {
+        let file = File::open(self.blob_path(digest))?;
+        file.set_times(fs::FileTimes::new().set_accessed(when))
+    }
+
+    /// Free bytes for us, and all bytes of the file system.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn space(&self) -> io::Result<(u64, u64)> {
+        let s = nix::sys::statvfs::statvfs(&self.root)?;
+        Ok((s.blocks_available() * s.fragment_size(), s.blocks() * s.fragment_size()))
+    }
+
+    /// Looks at all held content, and says how many files there are that do not belong.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn each_blob(&self, mut look: impl FnMut(Digest, fs::Metadata)) -> io::Result<usize> {
+        let mut strangers = 0;
+        for algorithm in fs::read_dir(self.root.join("blobs"))? {
+            let algorithm = algorithm?;
+            for prefix in folder(&algorithm.path(), &mut strangers)? {
+                for entry in folder(&prefix?.path(), &mut strangers)? {
+                    let entry = entry?;
+                    let name = format!(
+                        "{}:{}",
+                        algorithm.file_name().display(),
+                        entry.file_name().display()
+                    );
+                    match (Digest::parse(&name), entry.metadata()) {
+                        (Ok(digest), Ok(about)) if about.is_file() => look(digest, about),
+                        // What has left since the folder was read is no stranger.
+                        (_, Err(e)) if e.kind() == io::ErrorKind::NotFound => {}
+                        _ => strangers += 1,
+                    }
+                }
+            }
+        }
+        Ok(strangers)
     }
 
     /// Opens the file that a fill writes to, with what an earlier attempt has left in it.
@@ -298,6 +386,18 @@ fn create_synced(folder: &Path) -> io::Result<()> {
         _ => {}
     }
     File::open(parent)?.sync_all()
+}
+
+/// The entries of a folder; a file in its place is a stranger.
+fn folder(path: &Path, strangers: &mut usize) -> io::Result<Vec<io::Result<fs::DirEntry>>> {
+    match fs::read_dir(path) {
+        Ok(entries) => Ok(entries.collect()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            *strangers += 1;
+            Ok(Vec::new())
+        }
+        Err(e) => Err(e),
+    }
 }
 
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {

@@ -63,6 +63,8 @@ pub enum Kind {
     Unavailable,
     /// The upstream answered with something that cannot be used.
     BadUpstream,
+    /// The mirror cannot keep this: its disk is full or fails. Those who wait go on without it.
+    DiskFailed,
     /// The mirror failed.
     Internal,
 }
@@ -88,7 +90,7 @@ impl Kind {
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
             Self::BadUpstream => ("UNKNOWN", StatusCode::BAD_GATEWAY),
-            Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
+            Self::DiskFailed | Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
 
@@ -105,7 +107,7 @@ impl Kind {
     pub fn fault(self) -> Fault {
         match self {
             Self::TooManyRequests | Self::Unavailable | Self::BadUpstream => Fault::Upstream,
-            Self::Internal => Fault::Mirror,
+            Self::DiskFailed | Self::Internal => Fault::Mirror,
             _ => Fault::Client,
         }
     }

@@ -40,6 +40,8 @@ pub mod route;
 
 pub mod freshness;
 
+pub mod index;
+
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 
@@ -47,13 +49,23 @@ pub mod flight;
 
 pub mod disk;
 
+pub mod blocks;
+
+pub mod keeper;
+
 pub mod store;
 
 pub mod sendfile;
 
 pub mod upstream;
 
+pub mod relay;
+
 pub mod fill;
+
+pub mod filling;
+
+pub mod upkeep;
 
 pub mod manifests;
 

@@ -51,7 +51,7 @@ impl Found {
 #[derive(Debug)]
 pub struct Manifests {
     store: Arc<Store>,
-    manifests: Flights<(Place, Digest), Result<Found>>,
+    fetches: Flights<(Place, Digest), Result<Found>>,
     tags: Flights<(Place, Tag, bool), Result<Found>>,
     absent: moka::sync::Cache<(Place, Reference), Error>,
 }
@@ -61,7 +61,7 @@ impl Manifests {
     pub fn new(store: Arc<Store>) -> Self {
         let absent =
             moka::sync::Cache::builder().max_capacity(10_000).time_to_live(ABSENT_FOR).build();
-        Self { store, manifests: Flights::new(), tags: Flights::new(), absent }
+        Self { store, fetches: Flights::new(), tags: Flights::new(), absent }
     }
 
     /// A manifest by tag or digest; with `head` its bytes need not be held.
@@ -104,7 +104,7 @@ impl Manifests {
         }
         let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
         let (found, joined) = self
-            .manifests
+            .fetches
             .run((place.clone(), digest), || async move {
                 let ask = Ask::manifest(Method::GET, &p.repository, &Reference::Digest(digest));
                 me.fetch_manifest(&up, &p, ask, Patience::Full, Some(digest)).await

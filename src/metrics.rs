@@ -35,6 +35,8 @@ pub struct Metrics {
     pub cache_objects: IntGauge,
     /// Bytes held in memory.
     pub memory_bytes: IntGauge,
+    evictions: IntCounterVec,
+    evicted_bytes: IntCounter,
     /// Content that was found not to have its digest.
     pub verify_failures: IntCounter,
     /// Connections that clients hold open.
@@ -130,6 +132,13 @@ impl Metrics {
             cache_bytes: gauge(r, "cache_bytes", "Bytes held on disk.")?,
             cache_objects: gauge(r, "cache_objects", "Objects held on disk.")?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
+            evictions: counters(
+                r,
+                "evictions_total",
+                "Objects that have left the cache, by reason.",
+                &["reason"],
+            )?,
+            evicted_bytes: counter(r, "evicted_bytes_total", "Bytes that have left the cache.")?,
             verify_failures: counter(
                 r,
                 "verify_failures_total",
@@ -200,6 +209,12 @@ impl Metrics {
                 gauge.with_label_values(&[upstream]).set(n);
             }
         }
+    }
+
+    /// Counts content that has left.
+    pub fn evicted(&self, reason: &str, bytes: u64) {
+        self.evictions.with_label_values(&[reason]).inc();
+        self.evicted_bytes.inc_by(bytes);
     }
 
     /// Counts the end of a fill.

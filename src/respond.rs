@@ -14,11 +14,13 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream;
 use std::os::fd::AsRawFd;
 
+use crate::blocks::Large;
 use crate::cache::Cache;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::fill::Follower;
 use crate::limits::SLICE_BYTES;
 use crate::range::Span;
+use crate::relay::Relay;
 use crate::sendfile::{self, Socket};
 
 /// An answer, ready to be sent.
@@ -44,18 +46,20 @@ pub enum Body {
     /// Parts of content.
     Parts(Content, Vec<Part>),
     /// All of a fill whose size is not known before its end.
-    Unsized(Box<Follower>),
+    Unsized(Content),
 }
 
 /// Where the parts come from.
 #[derive(Debug)]
 pub enum Content {
     /// An open file, complete.
-    File(Arc<File>),
+    Held(Arc<Large>),
     /// Bytes in memory.
     Bytes(Bytes),
     /// A file that is still being filled.
     Fill(Box<Follower>),
+    /// Bytes passed on without being kept.
+    Relay(Box<Relay>),
 }
 
 /// A part of content, with what stands before it in a multipart body.
@@ -165,7 +169,7 @@ async fn try_send(
             Some(raw) => send_by_kernel(session, raw, head, content, &parts, patience, sent).await,
             None => copy_parts(session, head, content, parts, sent).await,
         },
-        Body::Unsized(follower) => copy_unsized(session, head, *follower, sent).await,
+        Body::Unsized(content) => copy_unsized(session, head, content, sent).await,
     }
 }
 
@@ -214,11 +218,19 @@ async fn send_by_kernel(
     let mut socket = Socket::double(raw).map_err(text)?;
     let span = parts[0].span;
     let mut reader = Reader::new(content, span);
-    while let Some((file, from, to)) = reader.next().await? {
-        socket.send(&file, from, to, patience).await.map_err(text)?;
-        *sent += to - from;
+    while let Some(stretch) = reader.next().await? {
+        *sent += match stretch {
+            Stretch::File(file, from, to) => {
+                socket.send(&file, from, to, patience).await.map_err(text)?;
+                to - from
+            }
+            Stretch::Bytes(bytes) => {
+                socket.send_bytes(&bytes, patience).await.map_err(text)?;
+                bytes.len() as u64
+            }
+        };
     }
-    Ok(())
+    if reader.is_done() { Ok(()) } else { Err("the content ended early".to_owned()) }
 }
 
 async fn copy_parts(
@@ -250,12 +262,11 @@ async fn copy_parts(
 async fn copy_unsized(
     session: &mut ServerSession,
     head: Box<ResponseHeader>,
-    follower: Follower,
+    content: Content,
     sent: &mut u64,
 ) -> Result<(), String> {
     session.write_response_header(head).await.map_err(text)?;
-    let mut reader =
-        Reader::new(Content::Fill(Box::new(follower)), Span { start: 0, end: u64::MAX });
+    let mut reader = Reader::new(content, Span { start: 0, end: u64::MAX });
     while let Some(bytes) = reader.bytes().await? {
         *sent += bytes.len() as u64;
         session.write_response_body(bytes, false).await.map_err(text)?;
@@ -263,71 +274,109 @@ async fn copy_unsized(
     session.write_response_body(Bytes::new(), true).await.map_err(text)
 }
 
-/// Walks over a span of content, no further than a fill has come.
+/// What can be sent next.
+enum Stretch {
+    File(Arc<File>, u64, u64),
+    Bytes(Bytes),
+}
+
+/// Walks over a span of content, no further than a fill has come and rot has been looked for.
 struct Reader {
     content: Content,
     at: u64,
     end: u64,
-    /// How far the content is known to be there.
+    /// How far a fill is known to be there.
     ready: u64,
 }
 
 impl Reader {
     fn new(content: Content, span: Span) -> Self {
-        let ready = if matches!(content, Content::Fill(_)) { 0 } else { u64::MAX };
-        Self { content, at: span.start, end: span.end, ready }
+        let mut reader = Self { content, at: 0, end: 0, ready: 0 };
+        reader.seek(span);
+        reader
     }
 
     fn seek(&mut self, span: Span) {
         (self.at, self.end) = (span.start, span.end);
+        if let Content::Relay(relay) = &mut self.content
+            && !span.is_empty()
+        {
+            relay.only(span);
+        }
     }
 
     fn is_done(&self) -> bool {
         self.at >= self.end
     }
 
-    /// The next stretch that can be sent, and its file.
-    async fn next(&mut self) -> Result<Option<(Arc<File>, u64, u64)>, String> {
+    /// The next stretch that can be sent.
+    async fn next(&mut self) -> Result<Option<Stretch>, String> {
         if self.is_done() {
             return Ok(None);
         }
         if let Content::Fill(follower) = &mut self.content
             && self.ready <= self.at
         {
-            self.ready = follower.ready(self.at).await.map_err(text)?;
-            if self.ready <= self.at {
-                // The end of a fill whose size nobody had told.
-                self.end = self.at;
-                return Ok(None);
+            match follower.ready(self.at).await {
+                Ok(ready) => self.ready = ready,
+                Err(error) if error.kind() == Kind::DiskFailed => {
+                    let relay = follower.relay(self.at).await.map_err(text)?;
+                    self.content = Content::Relay(Box::new(relay));
+                }
+                Err(error) => return Err(error.to_string()),
             }
         }
-        let file = match &self.content {
-            Content::File(file) => Arc::clone(file),
-            Content::Fill(follower) => Arc::clone(follower.file()),
-            Content::Bytes(_) => return Err("bytes in memory have no file".to_owned()),
+        let (file, to) = match &mut self.content {
+            Content::Relay(relay) => {
+                let bytes = relay.next().await.map_err(text)?;
+                return Ok(bytes.map(|b| self.cut(b)));
+            }
+            Content::Bytes(bytes) => {
+                let Some(bytes) = slice(bytes, self.at, self.end) else { return Ok(None) };
+                return Ok(Some(self.cut(bytes)));
+            }
+            Content::Fill(_) if self.ready <= self.at => {
+                self.end = self.at; // the end of a fill whose size nobody had told
+                return Ok(None);
+            }
+            Content::Fill(follower) => {
+                (Arc::clone(follower.file().map_err(text)?), self.end.min(self.ready))
+            }
+            Content::Held(large) => {
+                (Arc::clone(&large.file), large.ensure(self.at, self.end).await.map_err(text)?)
+            }
         };
-        let (from, to) = (self.at, self.end.min(self.ready));
-        self.at = to;
-        Ok(Some((file, from, to)))
+        let from = std::mem::replace(&mut self.at, to);
+        Ok(Some(Stretch::File(file, from, to)))
+    }
+
+    /// Cuts bytes off at the end of the span.
+    fn cut(&mut self, mut bytes: Bytes) -> Stretch {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        bytes.truncate(left);
+        self.at += bytes.len() as u64;
+        Stretch::Bytes(bytes)
     }
 
     /// The next bytes, at most a slice.
     async fn bytes(&mut self) -> Result<Option<Bytes>, String> {
-        if let Content::Bytes(bytes) = &self.content {
-            let whole = slice(bytes, self.at, self.end);
-            self.at = self.end;
-            return Ok(whole.filter(|b| !b.is_empty()));
-        }
         let end = self.end;
-        self.end = end.min(self.at.saturating_add(SLICE_BYTES as u64 / 2));
-        let limit = self.end;
+        let limit = end.min(self.at.saturating_add(SLICE_BYTES as u64 / 2));
+        if !matches!(self.content, Content::Bytes(_) | Content::Relay(_)) {
+            self.end = limit;
+        }
         let stretch = self.next().await?;
         if self.end == limit {
-            self.end = end; // the fill's own end, if that was found, stays
+            self.end = end; // where the fill's own end was found, that stays
         }
-        let Some((file, from, to)) = stretch else { return Ok(None) };
-        let length = usize::try_from(to - from).map_err(text)?;
-        sendfile::read(&file, from, length).await.map(Some).map_err(text)
+        match stretch {
+            None => Ok(None),
+            Some(Stretch::Bytes(bytes)) => Ok(Some(bytes)),
+            Some(Stretch::File(file, from, to)) => {
+                let length = usize::try_from(to - from).map_err(text)?;
+                sendfile::read(&file, from, length).await.map(Some).map_err(text)
+            }
+        }
     }
 }
 

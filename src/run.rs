@@ -17,11 +17,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::disk::Disk;
+use crate::keeper::Bounds;
 use crate::metrics::Metrics;
 use crate::server::Mirror;
 use crate::store::Store;
+use crate::upkeep;
 
 /// A mirror that is running.
 #[derive(Debug)]
@@ -46,7 +48,13 @@ pub struct Running {
 pub fn start(config: &Config) -> anyhow::Result<Running> {
     let disk = Disk::open(&config.cache.path)?;
     let metrics = Arc::new(Metrics::new()?);
-    let store = Arc::new(Store::new(disk, config.cache.memory.bytes(), Arc::clone(&metrics)));
+    let store = Arc::new(Store::new(
+        disk,
+        config.cache.memory.bytes(),
+        bounds(&config.cache),
+        Arc::clone(&metrics),
+    ));
+    upkeep::start(&store, config.cache.scrub_rate.bytes());
     let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
@@ -75,6 +83,14 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     })
 }
 
+fn bounds(cache: &config::Cache) -> Bounds {
+    Bounds {
+        max_size: cache.max_size.bytes(),
+        min_free: cache.min_free,
+        max_age: cache.max_age.map(config::units::Span::get),
+    }
+}
+
 impl Running {
     /// The mirror itself, for those who look at its metrics.
     pub fn mirror(&self) -> &Arc<Mirror> {
@@ -93,6 +109,12 @@ impl Running {
         while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // The next start shall know what was used last.
+        let flush = self.mirror.store.blocking(|s| {
+            s.keeper().flush();
+            Ok(())
+        });
+        let _ = flush.await; // only the order would suffer
         let _ = self.stop_admin.send(true);
         for service in self.services {
             service.abort();

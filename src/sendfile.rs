@@ -75,6 +75,28 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends bytes in memory. Not cancel safe.
+    ///
+    /// # Errors
+    /// What the kernel says; `TimedOut` where the client takes nothing for `patience`.
+    pub async fn send_bytes(&mut self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let raw =
+                self.watched.as_ref().map_or(self.fd.as_raw_fd(), |w| w.get_ref().as_raw_fd());
+            match nix::sys::socket::send(
+                raw,
+                bytes,
+                nix::sys::socket::MsgFlags::MSG_NOSIGNAL | nix::sys::socket::MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(nix::Error::EAGAIN) => self.writable(patience).await?,
+                Err(nix::Error::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn try_send(&self, file: &File, at: u64, length: u64) -> io::Result<u64> {
         let mut offset = i64::try_from(at).map_err(io::Error::other)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);

@@ -3,15 +3,18 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Algorithm, Digest};
+use crate::blocks::{self, Large, Sums};
+use crate::digest::Digest;
 use crate::disk::{self, Disk};
 use crate::error::{Error, Result};
+use crate::keeper::{self, Bounds, Keeper, Small};
 use crate::limits::{OPEN_FILES_MAX, RECORDS_MAX, SMALL_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::name::{Repository, Tag};
@@ -32,15 +35,6 @@ pub enum Content {
     Small(Bytes),
     /// Large content, as an open file.
     Large(Arc<Large>),
-}
-
-/// Held content that is too large for memory.
-#[derive(Debug)]
-pub struct Large {
-    /// Positioned reads only: many transfers share it.
-    pub file: Arc<File>,
-    /// Its size in bytes.
-    pub size: u64,
 }
 
 impl Content {
@@ -95,8 +89,9 @@ pub struct Link {
 /// Everything that is held.
 #[derive(Debug)]
 pub struct Store {
-    disk: Disk,
-    small: Cache<Digest, Bytes>,
+    disk: Arc<Disk>,
+    keeper: Arc<Keeper>,
+    small: Cache<Digest, Arc<Small>>,
     large: Cache<Digest, Arc<Large>>,
     tags: Cache<(Place, Tag), Arc<TagRecord>>,
     links: Cache<(Place, Digest), Link>,
@@ -105,13 +100,24 @@ pub struct Store {
 
 impl Store {
     /// A store over a folder, with `memory` bytes for small content.
-    pub fn new(disk: Disk, memory: u64, metrics: Arc<Metrics>) -> Self {
+    pub fn new(disk: Disk, memory: u64, bounds: Bounds, metrics: Arc<Metrics>) -> Self {
         let weigh =
-            |_: &Digest, content: &Bytes| u32::try_from(content.len() + 256).unwrap_or(u32::MAX);
+            |_: &Digest, s: &Arc<Small>| u32::try_from(s.bytes.len() + 256).unwrap_or(u32::MAX);
+        let small = Cache::builder().max_capacity(memory).weigher(weigh).build();
+        let large = Cache::new(OPEN_FILES_MAX);
+        let disk = Arc::new(disk);
+        let keeper = Keeper::new(
+            Arc::clone(&disk),
+            bounds,
+            small.clone(),
+            large.clone(),
+            Arc::clone(&metrics),
+        );
         Self {
             disk,
-            small: Cache::builder().max_capacity(memory).weigher(weigh).build(),
-            large: Cache::new(OPEN_FILES_MAX),
+            keeper: Arc::new(keeper),
+            small,
+            large,
             tags: Cache::new(RECORDS_MAX),
             links: Cache::new(RECORDS_MAX),
             metrics,
@@ -119,8 +125,13 @@ impl Store {
     }
 
     /// The folder, for the fills. Its calls block.
-    pub fn disk(&self) -> &Disk {
+    pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// What keeps the bounds. Its calls block.
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// Bytes of content in memory, nearly.
@@ -142,46 +153,133 @@ impl Store {
             .map_err(|e| Error::internal("cannot read held content", e))
     }
 
-    /// Content by digest, if no disk needs to be touched for it.
+    /// Content by digest, if it needs no blocking call.
     pub fn find_in_memory(&self, digest: &Digest) -> Option<Content> {
-        self.small
-            .get(digest)
-            .map(Content::Small)
-            .or_else(|| self.large.get(digest).map(Content::Large))
+        if let Some(small) = self.small.get(digest) {
+            small.used.store(keeper::now(), Ordering::Relaxed);
+            return Some(Content::Small(small.bytes.clone()));
+        }
+        let large = self.large.get(digest).filter(|large| !large.is_rotten())?;
+        large.used.store(keeper::now(), Ordering::Relaxed);
+        Some(Content::Large(large))
     }
 
     fn load(&self, digest: &Digest) -> io::Result<Option<Content>> {
-        let Some(mut file) = self.disk.open_blob(digest)? else { return Ok(None) };
-        let size = file.metadata()?.len();
-        if size > SMALL_BYTES_MAX {
-            let large = Arc::new(Large { file: Arc::new(file), size });
-            self.large.insert(*digest, Arc::clone(&large));
-            return Ok(Some(Content::Large(large)));
+        if self.large.get(digest).is_some_and(|large| large.is_rotten()) {
+            return self.rotten(digest).map(|()| None);
         }
-        let content = disk::read_whole(&mut file, size)?;
+        let Some(mut file) = self.disk.open_blob(digest)? else {
+            self.keeper.forget(digest);
+            return Ok(None);
+        };
+        let size = file.metadata()?.len();
+        let found = if size > SMALL_BYTES_MAX {
+            self.load_large(digest, file, size)
+        } else {
+            self.load_small(digest, &mut file, size)
+        };
+        match found? {
+            Some(content) => {
+                self.keeper.used(digest, keeper::now());
+                Ok(Some(content))
+            }
+            None => self.rotten(digest).map(|()| None),
+        }
+    }
+
+    fn load_small(
+        &self,
+        digest: &Digest,
+        file: &mut File,
+        size: u64,
+    ) -> io::Result<Option<Content>> {
+        let content = disk::read_whole(file, size)?;
         if Digest::of(digest.algorithm(), &content) != *digest {
-            tracing::error!(%digest, "held content does not have its digest; set aside");
-            self.metrics.verify_failures.inc();
-            self.disk.set_aside(digest)?;
             return Ok(None);
         }
-        let content = Bytes::from(content);
-        self.small.insert(*digest, content.clone());
-        Ok(Some(Content::Small(content)))
+        Ok(Some(Content::Small(self.remember(digest, content.into()))))
+    }
+
+    fn remember(&self, digest: &Digest, bytes: Bytes) -> Bytes {
+        let used = AtomicU32::new(keeper::now());
+        self.small.insert(*digest, Arc::new(Small { bytes: bytes.clone(), used }));
+        bytes
+    }
+
+    /// Opens large content with its checksums; where they are lost, the whole of it is hashed.
+    fn load_large(&self, digest: &Digest, file: File, size: u64) -> io::Result<Option<Content>> {
+        let file = Arc::new(file);
+        let recorded = self.disk.sums(digest)?.and_then(|text| Sums::decode(&text, size));
+        let large = if let Some(sums) = recorded {
+            Large::open(*digest, file, sums)?
+        } else {
+            let (found, sums) = blocks::hash(&file, digest.algorithm())?;
+            if found != *digest {
+                return Ok(None);
+            }
+            if let Err(error) = self.disk.put_sums(digest, &sums.encode()) {
+                tracing::warn!(%error, %digest, "cannot record checksums");
+            }
+            Large::written(*digest, file, sums)?
+        };
+        Ok(Some(Content::Large(self.hold(large))))
+    }
+
+    /// Holds large content open for the next requests.
+    pub fn hold(&self, large: Large) -> Arc<Large> {
+        let large = Arc::new(large);
+        large.used.store(keeper::now(), Ordering::Relaxed);
+        self.large.insert(large.digest, Arc::clone(&large));
+        large
+    }
+
+    /// Sets rotten content aside, so that it is fetched again.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn rotten(&self, digest: &Digest) -> io::Result<()> {
+        tracing::error!(%digest, "held content does not have its digest; set aside, to be fetched again");
+        self.metrics.verify_failures.inc();
+        self.disk.set_aside(digest)?;
+        self.keeper.forget(digest);
+        Ok(())
     }
 
     /// Keeps content that is wholly in memory and whose digest has been checked.
     ///
     /// # Errors
-    /// `Internal` where the disk fails; the content is held in memory all the same.
+    /// `Internal` where the disk fails or has no room; the content is held in memory all the same.
     pub async fn put(self: &Arc<Self>, digest: Digest, content: Bytes) -> Result<()> {
         debug_assert_eq!(Digest::of(digest.algorithm(), &content), digest);
         if content.len() as u64 <= SMALL_BYTES_MAX {
-            self.small.insert(digest, content.clone());
+            self.remember(&digest, content.clone());
         }
-        self.blocking(move |store| store.disk.put_blob(&digest, &content))
-            .await
-            .map_err(|e| Error::internal("cannot keep content", e))
+        self.keeper.scanned().await;
+        self.blocking(move |store| {
+            let size = content.len() as u64;
+            let lease = store.keeper.reserve(size).ok_or(io::ErrorKind::StorageFull)?;
+            let written = store
+                .disk
+                .put_blob(&digest, &content)
+                .or_else(|e| store.again(e, size, || store.disk.put_blob(&digest, &content)));
+            store.keeper.wrote(written.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
+            written?;
+            drop(lease);
+            store.keeper.published(&digest, size);
+            Ok(())
+        })
+        .await
+        .map_err(|e| Error::internal("cannot keep content", e))
+    }
+
+    /// A write that failed for want of room is tried once more, with some made.
+    fn again(
+        &self,
+        error: io::Error,
+        bytes: u64,
+        write: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if is_full(&error) && self.keeper.relieve(bytes) { write() } else { Err(error) }
     }
 
     /// What a tag was last said to be. A record that cannot be read counts as none, and is said.
@@ -200,7 +298,7 @@ impl Store {
 
     /// Keeps what a tag was said to be.
     pub async fn set_tag(self: &Arc<Self>, place: &Place, tag: &Tag, record: TagRecord) {
-        let bytes = serde_json::to_vec(&record).unwrap_or_default();
+        let bytes = write_record(&record);
         self.tags.insert((place.clone(), tag.clone()), Arc::new(record));
         let (p, t) = (place.clone(), tag.clone());
         let kept = self
@@ -240,7 +338,7 @@ impl Store {
         if same {
             return;
         }
-        let bytes = serde_json::to_vec(&link).unwrap_or_default();
+        let bytes = write_record(&link);
         self.links.insert((place.clone(), *digest), link);
         let (p, d) = (place.clone(), *digest);
         let kept = self
@@ -259,20 +357,44 @@ impl Store {
     }
 }
 
+/// A record as it lies on disk: JSON for people who look, and a checksum on a line of its own, since
+/// a flipped bit can turn a digest or a type into another one.
+fn write_record(record: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec(record).unwrap_or_default();
+    let sum = crc32fast::hash(&text);
+    text.extend(format!("\n{sum:08x}\n").into_bytes());
+    text
+}
+
 fn read_record<T: serde::de::DeserializeOwned>(
     bytes: io::Result<Option<Vec<u8>>>,
     what: &str,
 ) -> Option<T> {
+    let refused = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, what, "a record cannot be read; it is asked for again");
+    };
     match bytes {
         Ok(None) => None,
-        Ok(Some(bytes)) => serde_json::from_slice(&bytes)
-            .inspect_err(|error| tracing::warn!(%error, what, "a record cannot be read; it is asked for again"))
-            .ok(),
+        Ok(Some(bytes)) => check_record(&bytes).inspect_err(|e| refused(e)).ok(),
         Err(error) => {
-            tracing::warn!(%error, what, "a record cannot be read; it is asked for again");
+            refused(&error);
             None
         }
     }
+}
+
+fn check_record<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    let (json, sum) = text.trim_end().rsplit_once('\n').ok_or("it has no checksum")?;
+    if u32::from_str_radix(sum, 16) != Ok(crc32fast::hash(json.as_bytes())) {
+        return Err("its checksum is wrong".to_owned());
+    }
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
+/// Whether a write failed because there is no room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn warn_of(result: io::Result<()>, what: &str) {
@@ -281,18 +403,22 @@ fn warn_of(result: io::Result<()>, what: &str) {
     }
 }
 
-/// The digest of content that comes without one.
-pub fn digest_of(content: &[u8]) -> Digest {
-    Digest::of(Algorithm::Sha256, content)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::units::Free;
+    use crate::digest::Algorithm;
+
+    fn digest_of(content: &[u8]) -> Digest {
+        Digest::of(Algorithm::Sha256, content)
+    }
 
     fn store(folder: &tempfile::TempDir) -> Arc<Store> {
         let disk = Disk::open(folder.path()).unwrap();
-        Arc::new(Store::new(disk, 1 << 20, Arc::new(Metrics::new().unwrap())))
+        let bounds = Bounds { max_size: 1 << 30, min_free: Free::percent(0), max_age: None };
+        let store = Arc::new(Store::new(disk, 1 << 20, bounds, Arc::new(Metrics::new().unwrap())));
+        store.keeper.scan();
+        store
     }
 
     fn place() -> Place {

@@ -43,6 +43,8 @@ impl Default for Cache {
             max_size: Size::gib(100),
             min_free: Free::percent(5),
             memory: Size::mib(256),
+            max_age: None,
+            scrub_rate: Size::mib(4),
         }
     }
 }

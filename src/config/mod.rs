@@ -81,6 +81,12 @@ pub struct Cache {
     pub min_free: Free,
     /// Bytes of small and hot objects held in memory. Default `256MiB`.
     pub memory: Size,
+    /// Content that nobody has asked for in this time leaves. Default: it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// Bytes a second at which held content is read again and compared with its digest; 0 turns
+    /// that off. Default `4MiB`.
+    pub scrub_rate: Size,
 }
 
 /// One registry that content is fetched from.

@@ -1,0 +1,121 @@
+//! What goes on in the background: learning the folder, keeping the order, looking for rot.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::blocks;
+use crate::digest::Digest;
+use crate::store::Store;
+
+/// How often uses are written back to file times and old content is looked for.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// The pause between two walks of the scrubber over everything.
+const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Objects taken from the index at a time.
+const BATCH: usize = 256;
+
+/// Starts the background work. It ends with the store.
+pub fn start(store: &Arc<Store>, scrub_rate: u64) {
+    let scanner = Arc::clone(store);
+    tokio::task::spawn_blocking(move || scanner.keeper().scan());
+    tokio::spawn(rounds(Arc::downgrade(store)));
+    if scrub_rate > 0 {
+        tokio::spawn(scrub_forever(Arc::downgrade(store), scrub_rate));
+    }
+}
+
+async fn rounds(store: Weak<Store>) {
+    loop {
+        tokio::time::sleep(ROUND).await;
+        let Some(store) = store.upgrade() else { return };
+        let done = store.blocking(|store| {
+            store.keeper().flush();
+            store.keeper().expire();
+            store.keeper().make_room();
+            Ok(())
+        });
+        if let Err(error) = done.await {
+            tracing::error!(%error, "the upkeep of the cache failed");
+        }
+    }
+}
+
+async fn scrub_forever(store: Weak<Store>, rate: u64) {
+    if let Some(store) = store.upgrade() {
+        store.keeper().scanned().await;
+    }
+    loop {
+        if scrub(&store, rate, |_| {}).await.is_none() {
+            return;
+        }
+        tokio::time::sleep(SCRUB_PAUSE).await;
+    }
+}
+
+/// How far a scrub has come.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Scrubbed {
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that did not have their digest; they were set aside.
+    pub rotten: u64,
+}
+
+/// Reads everything that is held at `rate` bytes a second (0: as fast as it goes) and compares it
+/// with its digest. `None` where the store has gone.
+pub async fn scrub(
+    store: &Weak<Store>,
+    rate: u64,
+    mut tell: impl FnMut(&Scrubbed),
+) -> Option<Scrubbed> {
+    let mut so_far = Scrubbed::default();
+    let mut from = 0;
+    loop {
+        let (batch, next) = store.upgrade()?.keeper().walk(from, BATCH);
+        if batch.is_empty() {
+            return Some(so_far);
+        }
+        from = next;
+        for (digest, ..) in batch {
+            let began = Instant::now();
+            let checked = {
+                let store = store.upgrade()?;
+                store.blocking(move |store| verify(store, &digest)).await
+            };
+            match checked {
+                Ok(Some((bytes, right))) => {
+                    so_far.objects += 1;
+                    so_far.bytes += bytes;
+                    so_far.rotten += u64::from(!right);
+                    pace(bytes, rate, began).await;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, %digest, "held content cannot be read"),
+            }
+            tell(&so_far);
+        }
+    }
+}
+
+async fn pace(bytes: u64, rate: u64, began: Instant) {
+    if rate > 0 {
+        let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Reads one object; how many bytes it has, and whether they are right. `None` where it has left.
+fn verify(store: &Store, digest: &Digest) -> io::Result<Option<(u64, bool)>> {
+    let Some(file) = store.disk().open_blob(digest)? else { return Ok(None) };
+    let bytes = file.metadata()?.len();
+    let (found, _) = blocks::hash(&file, digest.algorithm())?;
+    if found != *digest {
+        store.rotten(digest)?;
+    }
+    Ok(Some((bytes, found == *digest)))
+}
