@@ -164,6 +164,7 @@ fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
         Err(error) => return failed(&error),
     };
     let outcome = runtime.block_on(serve_until_told(&loaded.config));
+    telemetry::flush();
     // Fills that nobody waits for end here; what they have is resumed by the next start.
     runtime.shutdown_background();
     match outcome {

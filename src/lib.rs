@@ -74,7 +74,15 @@ pub mod blobs;
 pub mod pages;
 
 // Shell: sockets, answers, commands.
+pub mod telemetry;
+
+pub mod hot;
+
 pub mod respond;
+
+pub mod account;
+
+pub mod express;
 
 pub mod answer;
 
@@ -83,8 +91,6 @@ pub mod server;
 pub mod admin;
 
 pub mod run;
-
-pub mod telemetry;
 
 pub mod client;
 

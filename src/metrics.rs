@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The metrics of one Pierhead.
@@ -41,6 +41,23 @@ pub struct Metrics {
     pub verify_failures: IntCounter,
     /// Connections that clients hold open.
     pub connections: IntGauge,
+}
+
+/// The metrics that answers of one kind count in, found once.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    requests: IntCounter,
+    seconds: Histogram,
+    bytes: IntCounter,
+}
+
+impl Counted {
+    /// Accounts for one answer.
+    pub fn served(&self, bytes: u64, took: Duration) {
+        self.requests.inc();
+        self.seconds.observe(took.as_secs_f64());
+        self.bytes.inc_by(bytes);
+    }
 }
 
 /// One answered request, as the access log and the metrics see it.
@@ -159,10 +176,24 @@ impl Metrics {
 
     /// Accounts for one answered request.
     pub fn served(&self, s: &Served<'_>) {
-        let status = status_text(s.status);
-        self.requests.with_label_values(&[s.upstream, s.kind, s.method, status, s.cache]).inc();
-        self.request_seconds.with_label_values(&[s.kind, s.cache]).observe(s.took.as_secs_f64());
-        self.response_bytes.with_label_values(&[s.upstream, s.cache]).inc_by(s.bytes);
+        self.counted(s.upstream, s.kind, s.method, s.status, s.cache).served(s.bytes, s.took);
+    }
+
+    /// The metrics that answers of one kind count in.
+    pub fn counted(
+        &self,
+        upstream: &str,
+        kind: &str,
+        method: &str,
+        status: u16,
+        cache: &str,
+    ) -> Counted {
+        let status = status_text(status);
+        Counted {
+            requests: self.requests.with_label_values(&[upstream, kind, method, status, cache]),
+            seconds: self.request_seconds.with_label_values(&[kind, cache]),
+            bytes: self.response_bytes.with_label_values(&[upstream, cache]),
+        }
     }
 
     /// Accounts for one answer from upstream.

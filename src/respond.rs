@@ -189,7 +189,7 @@ fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
 
 /// The socket of a plain HTTP/1 session; TLS has its bytes encrypted and HTTP/2 framed, so those
 /// must pass through us.
-fn plain_socket(session: &ServerSession) -> Option<std::os::fd::RawFd> {
+pub fn plain_socket(session: &ServerSession) -> Option<std::os::fd::RawFd> {
     let h1 = session.as_http1()?;
     if h1.digest().ssl_digest.is_some() {
         return None;

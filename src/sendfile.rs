@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::sys::socket::MsgFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -83,15 +84,9 @@ impl Socket {
         while !bytes.is_empty() {
             let raw =
                 self.watched.as_ref().map_or(self.fd.as_raw_fd(), |w| w.get_ref().as_raw_fd());
-            match nix::sys::socket::send(
-                raw,
-                bytes,
-                nix::sys::socket::MsgFlags::MSG_NOSIGNAL | nix::sys::socket::MsgFlags::MSG_DONTWAIT,
-            ) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(nix::Error::EAGAIN) => self.writable(patience).await?,
-                Err(nix::Error::EINTR) => {}
-                Err(e) => return Err(e.into()),
+            match send_now(raw, bytes)? {
+                0 => self.writable(patience).await?,
+                n => bytes = &bytes[n..],
             }
         }
         Ok(())
@@ -119,6 +114,17 @@ impl Socket {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         guard.clear_ready();
         Ok(())
+    }
+}
+
+/// Sends what the socket takes at once, and says how much that was.
+///
+/// # Errors
+/// What the kernel says; a full socket is none.
+pub fn send_now(raw: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    match nix::sys::socket::send(raw, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+        Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(0),
+        other => other.map_err(Into::into),
     }
 }
 
