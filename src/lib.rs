@@ -67,6 +67,8 @@ pub mod filling;
 
 pub mod upkeep;
 
+pub mod prefetch;
+
 pub mod manifests;
 
 pub mod blobs;

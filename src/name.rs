@@ -37,6 +37,11 @@ impl Repository {
         }
     }
 
+    /// Stands for all that an upstream has shown to an anonymous caller. No client can name it.
+    pub fn anyones() -> Self {
+        Self("_public".into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

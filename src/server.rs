@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
 use crate::patterns::Patterns;
+use crate::prefetch::Prefetch;
 use crate::respond::{self, Answer, Sent};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
@@ -41,6 +42,7 @@ struct Origin {
     upstream: Arc<Upstream>,
     tag_ttl: Duration,
     allowed: Patterns,
+    prefetch: bool,
 }
 
 /// Tells the mirrors of one process apart, for the ready answers of a thread.
@@ -54,6 +56,7 @@ pub struct Mirror {
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
+    prefetch: Arc<Prefetch>,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -101,12 +104,18 @@ impl Mirror {
             let origin = Origin {
                 tag_ttl: settings.tag_ttl.get(),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
+                prefetch: settings.prefetch,
                 upstream: Arc::clone(&upstream),
             };
             origins.insert(Arc::clone(upstream.name()), origin);
         }
         let fills = Arc::new(Fills::new(Arc::clone(&store), Arc::clone(&metrics)));
-        let manifests = Arc::new(Manifests::new(Arc::clone(&store)));
+        let prefetch = Arc::new(Prefetch::new(
+            Arc::clone(&store),
+            Arc::clone(&fills),
+            config.cache.max_size.bytes(),
+        ));
+        let manifests = Arc::new(Manifests::new(Arc::clone(&store), Arc::clone(&prefetch)));
         let blobs = Arc::new(Blobs::new(Arc::clone(&store), Arc::clone(&fills)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
@@ -117,6 +126,7 @@ impl Mirror {
             origins,
             manifests,
             blobs,
+            prefetch,
             fills,
             store,
             metrics,
@@ -151,6 +161,9 @@ impl Mirror {
                 answer::manifest(found, &request.conditions)
             }
             Action::Blob(digest) => {
+                if origin.prefetch && !head {
+                    self.prefetch.asked(&origin.upstream, &place, digest);
+                }
                 let blob = self.blobs.get(&origin.upstream, &place, *digest, head).await?;
                 answer::blob(blob, digest, &request.conditions).await?
             }

@@ -28,6 +28,13 @@ pub struct Place {
     pub repository: Repository,
 }
 
+impl Place {
+    /// All that this upstream has shown to an anonymous caller.
+    pub fn anyones(&self) -> Self {
+        Self { upstream: Arc::clone(&self.upstream), repository: Repository::anyones() }
+    }
+}
+
 /// Content that is held.
 #[derive(Clone, Debug)]
 pub enum Content {

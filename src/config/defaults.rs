@@ -60,6 +60,7 @@ impl Default for Upstream {
             auth: Auth::Anonymous,
             allow: Vec::new(),
             deny: Vec::new(),
+            prefetch: true,
             realms: Vec::new(),
             private: None,
             connect_timeout: Span::secs(5),

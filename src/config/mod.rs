@@ -115,6 +115,9 @@ pub struct Upstream {
     /// Default: true where an endpoint itself names such an address, else false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub private: Option<bool>,
+    /// Whether an image's other layers are fetched once a client has asked for the first. Default
+    /// `true`; layers that the client has already are fetched all the same.
+    pub prefetch: bool,
     /// Deadline for a connection, TLS included. Default `5s`.
     pub connect_timeout: Span,
     /// Deadline for the first byte of an answer. Default `15s`.

@@ -44,6 +44,11 @@ impl Credentials {
         Self { auth, file: Mutex::new(None) }
     }
 
+    /// Whether there are none.
+    pub fn is_anonymous(&self) -> bool {
+        self.auth == Auth::Anonymous
+    }
+
     /// The login to use now; `None` where the upstream is asked anonymously.
     ///
     /// # Errors

@@ -76,6 +76,11 @@ impl Upstream {
         })
     }
 
+    /// Whether it is asked without credentials, so that all it shows is public.
+    pub fn is_anonymous(&self) -> bool {
+        self.credentials.is_anonymous()
+    }
+
     /// The configured name.
     pub fn name(&self) -> &Arc<str> {
         &self.name

@@ -15,6 +15,7 @@ mod life;
 mod malformed;
 mod manifests;
 mod pages;
+mod prefetch;
 mod pull;
 mod ranges;
 mod redirects;
