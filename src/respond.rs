@@ -174,8 +174,8 @@ async fn try_send(
 }
 
 fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
-    let mut head =
-        ResponseHeader::build(answer.status, Some(answer.headers.len() + 3)).map_err(text)?;
+    let mut head = ResponseHeader::build_no_case(answer.status, Some(answer.headers.len() + 3))
+        .map_err(text)?;
     for (name, value) in &answer.headers {
         head.append_header(name, value).map_err(text)?;
     }
@@ -221,7 +221,7 @@ async fn send_by_kernel(
     while let Some(stretch) = reader.next().await? {
         *sent += match stretch {
             Stretch::File(file, from, to) => {
-                socket.send(&file, from, to, patience).await.map_err(text)?;
+                socket.send(&file, from, to, reader.is_fresh(), patience).await.map_err(text)?;
                 to - from
             }
             Stretch::Bytes(bytes) => {
@@ -254,6 +254,9 @@ async fn copy_parts(
             *sent += bytes.len() as u64;
             let end = index == last && reader.is_done();
             session.write_response_body(bytes, end).await.map_err(text)?;
+        }
+        if !reader.is_done() {
+            return Err("the content ended early".to_owned());
         }
     }
     session.finish_body().await.map_err(text)
@@ -303,6 +306,10 @@ impl Reader {
         {
             relay.only(span);
         }
+    }
+
+    fn is_fresh(&self) -> bool {
+        matches!(self.content, Content::Fill(_))
     }
 
     fn is_done(&self) -> bool {

@@ -112,6 +112,7 @@ impl Running {
         // The next start shall know what was used last.
         let flush = self.mirror.store.blocking(|s| {
             s.keeper().flush();
+            s.disk().sync();
             Ok(())
         });
         let _ = flush.await; // only the order would suffer
@@ -155,8 +156,9 @@ where
         let address = listener.local_addr()?.to_string();
         listeners.add_listener(
             ListenerConfig::tcp(&address)
-                // A manifest leaves in one write; an idle connection costs little.
-                .l4_buffer(L4BufferSettings::new(16 * 1024, 16 * 1024))
+                // Heads are read into a buffer of the session's own, and small answers are sent by
+                // one call of ours: what Pingora would hold for each idle connection is saved.
+                .l4_buffer(L4BufferSettings::new(0, 2 * 1024))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

@@ -42,7 +42,7 @@ impl Socket {
         Ok(Self { fd, watched: None })
     }
 
-    /// Sends `from..to` of a file. Not cancel safe: a dropped call leaves the client with a part.
+    /// Sends `from..to` of a file; `fresh` says that it was just written, and so is in memory. Not cancel safe: a dropped call leaves the client with a part.
     ///
     /// # Errors
     /// What the kernel says; `TimedOut` where the client takes nothing for `patience`;
@@ -52,14 +52,17 @@ impl Socket {
         file: &Arc<File>,
         from: u64,
         to: u64,
+        fresh: bool,
         patience: Duration,
     ) -> io::Result<()> {
         let mut at = from;
         while at < to {
             let step = (to - at).min(SLICE_BYTES as u64 * 2);
-            if !is_resident(file, at, step) {
+            if !fresh && !is_resident(file, at, step) {
                 make_resident(file, at, step).await?;
             }
+            // A client that keeps up must not keep the thread from the others.
+            tokio::task::consume_budget().await;
             let end = at + step;
             while at < end {
                 match self.try_send(file, at, end - at) {
@@ -205,7 +208,7 @@ mod tests {
         let (server, _) = listener.accept().await.unwrap();
         let sender = tokio::spawn(async move {
             let mut socket = Socket::double(server.as_raw_fd()).unwrap();
-            socket.send(&file, 1000, 4_000_000, Duration::from_secs(20)).await
+            socket.send(&file, 1000, 4_000_000, false, Duration::from_secs(20)).await
         });
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.unwrap();
