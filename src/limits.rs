@@ -55,6 +55,20 @@ pub const ABSENT_FOR: Duration = Duration::from_secs(3);
 /// The floor of a token's life by the token specification, where the answer names none.
 pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 
+/// What a credential helper has to answer within, and how much it may say. Helpers ask key chains
+/// and clouds; a client waits for `ANSWER_WITHIN` all in all.
+pub const HELPER_WITHIN: Duration = Duration::from_secs(10);
+/// See [`HELPER_WITHIN`].
+pub const HELPER_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long a helper's answer is believed. The protocol names no end, and access tokens live for an
+/// hour at least; one that is refused earlier is asked for anew at once.
+pub const HELPER_ANSWER_FOR: Duration = Duration::from_secs(600);
+
+/// How long a failure to get a login is believed, so that a storm of pulls does not start a storm
+/// of helpers.
+pub const LOGIN_FAILURE_FOR: Duration = Duration::from_secs(3);
+
 /// Fills under way at once; more wait their turn.
 pub const FILLS_MAX: usize = 128;
 

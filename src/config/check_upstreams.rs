@@ -8,8 +8,7 @@ use url::{Host, Url};
 use super::check::{Checker, Path, path};
 use super::de::nearest;
 use super::hosts;
-use super::secret;
-use super::{Auth, Config, Password, Upstream};
+use super::{Config, Upstream};
 
 impl Checker<'_> {
     /// Runs every check of upstreams.
@@ -91,37 +90,6 @@ impl Checker<'_> {
         self.fault_if_empty(none, &path(["upstreams", name, "endpoints"]), text);
     }
 
-    fn auth(&mut self, name: &str, upstream: &Upstream, config: &Config) {
-        let Auth::Static { username, password } = &upstream.auth else { return };
-        let at = path(["upstreams", name, "auth"]);
-        let below = |key: &str| path(["upstreams", name, "auth", key]);
-        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
-            let text =
-                "a user's name cannot be empty or hold `:` or control characters; correct it";
-            self.fault(&[below("username")], text);
-        }
-        let (key, wrong) = match password {
-            Password::Inline(text) => ("password", secret::wrong(text)),
-            Password::File(path) => ("password_file", secret::wrong_file(path)),
-        };
-        if let Some(wrong) = wrong {
-            self.fault(&[below(key)], &wrong);
-        }
-        if let Some(url) =
-            upstream.endpoints.iter().find(|url| url.scheme() == "http" && !is_near(url))
-        {
-            self.warn(&at, &format!("the password goes to {url} in the clear; use https"));
-        }
-        if let Some(open) = config.listen.iter().find(|listen| !listen.address.ip().is_loopback()) {
-            let text = format!(
-                "whoever reaches {} can read all that `{username}` may read at {name}; shut \
-                 others out by a firewall",
-                open.address
-            );
-            self.warn(&at, &text);
-        }
-    }
-
     /// One name, one origin: notes all names of an upstream and refuses those of another one.
     fn claim(&mut self, claims: &mut Claims, name: &str, upstream: &Upstream) {
         let list = |key: &str, all: &[String]| -> Vec<(String, Path)> {
@@ -188,7 +156,7 @@ fn leads_to(url: &Url, listen: SocketAddr) -> bool {
 }
 
 /// Whether an endpoint names an address of this machine or of a private network.
-fn is_near(url: &Url) -> bool {
+pub(super) fn is_near(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_private(),
         Some(Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unique_local(),
@@ -261,45 +229,6 @@ mod tests {
         ] {
             assert_eq!(told(&format!("upstreams: {upstreams}")), wanted, "{upstreams}");
         }
-    }
-
-    #[test]
-    fn logins_that_cannot_work_are_found() {
-        for (auth, wanted) in [
-            (
-                "{username: 'a:b', password: ''}",
-                "1:37: a user's name cannot be empty or hold `:` or control characters; correct it\n\
-                 1:54: the password is empty; write one, or `auth: anonymous`",
-            ),
-            (
-                "{username: a, password: b, password_file: c}",
-                "1:26: both password and password_file are given; keep one",
-            ),
-            (
-                "{username: a, password_file: /nowhere/at/all}",
-                "1:55: the password file /nowhere/at/all cannot be used (No such file or directory (os error 2)); check the path and its permissions",
-            ),
-            (
-                "admin:hunter2",
-                "1:26: this is no way to log in; write `anonymous`, or a map with username and either password or password_file",
-            ),
-            (
-                "{ecr: {region: x}}",
-                "1:26: this version cannot do `ecr` yet; write `anonymous`, or a map with username and either password or password_file",
-            ),
-        ] {
-            assert_eq!(told(&format!("upstreams: {{x.io: {{auth: {auth}}}}}")), wanted, "{auth}");
-        }
-    }
-
-    #[test]
-    fn logins_that_many_could_use_are_warned_of() {
-        let text = "listen: 0.0.0.0:5000\nupstreams:\n  x.io:\n    endpoints: ['http://x.io']\n    auth: {username: a, password: b}";
-        assert_eq!(
-            told(text),
-            "5:11: the password goes to http://x.io/ in the clear; use https\n\
-             5:11: whoever reaches 0.0.0.0:5000 can read all that `a` may read at x.io; shut others out by a firewall"
-        );
     }
 
     #[test]

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use units::{Free, Size, Span};
 
+mod auth;
 mod check;
+mod check_auth;
 mod check_upstreams;
 mod de;
 mod defaults;
@@ -27,6 +29,7 @@ mod show;
 mod tree;
 pub mod units;
 
+pub use auth::{Acr, Auth, Ecr, Gcp, Password, ecr_region};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
 pub use layers::Overrides;
@@ -121,30 +124,6 @@ pub struct Upstream {
     pub response_timeout: Span,
     /// A transfer without a byte for this long counts as broken. Default `30s`.
     pub stall_timeout: Span,
-}
-
-/// With which credentials an upstream is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Auth {
-    /// None of our own: public content only.
-    #[default]
-    Anonymous,
-    /// A fixed user.
-    Static {
-        /// The name to log in with.
-        username: String,
-        /// Where the password comes from.
-        password: Password,
-    },
-}
-
-/// Where a password comes from. `Debug` and `Serialize` never show it.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Password {
-    /// Written in the configuration, possibly through `${NAME}`.
-    Inline(String),
-    /// Read from a file, again whenever the file changes; trailing line ends are dropped.
-    File(PathBuf),
 }
 
 /// How the server treats its connections.

@@ -33,6 +33,17 @@ pub(super) fn wrong_file(path: &Path) -> Option<String> {
     Some(format!("in the file {}: {wrong}", path.display()))
 }
 
+/// What is wrong with a file that holds the key of a service account.
+pub(super) fn wrong_key_file(path: &Path) -> Option<String> {
+    let why = match read(path) {
+        Ok(text) if text.contains("private_key") => return None,
+        Ok(_) => "it holds no private key".to_owned(),
+        Err(why) => why,
+    };
+    let remedy = hosts::file_path(path).unwrap_or("check the path and its permissions");
+    Some(format!("the key file {} cannot be used ({why}); {remedy}", path.display()))
+}
+
 #[expect(clippy::disallowed_methods, reason = "a few bytes, before anything is served")]
 fn read(path: &Path) -> Result<String, String> {
     let about = std::fs::metadata(path).map_err(|error| error.to_string())?;

@@ -9,7 +9,7 @@ use super::address::{Reach, resolver};
 use crate::error::{Error, Result};
 
 /// Some registries answer 403 to a missing or odd agent (Docker Hub has).
-const USER_AGENT: &str = concat!("pierhead/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT: &str = concat!("pierhead/", env!("CARGO_PKG_VERSION"));
 
 /// The clients; each keeps its own pool of connections.
 #[derive(Debug)]
