@@ -69,6 +69,10 @@ pub const HELPER_ANSWER_FOR: Duration = Duration::from_secs(600);
 /// of helpers.
 pub const LOGIN_FAILURE_FOR: Duration = Duration::from_secs(3);
 
+/// How often a held login is dropped because it was refused: it may have ended, or may merely lack
+/// a right, and the latter is no reason to ask a cloud each time.
+pub const LOGIN_DROPPED_EVERY: Duration = Duration::from_secs(30);
+
 /// Fills under way at once; more wait their turn.
 pub const FILLS_MAX: usize = 128;
 

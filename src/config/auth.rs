@@ -359,7 +359,7 @@ mod tests {
             let auth: Auth = serde_json::from_str(text).unwrap();
             assert_eq!(serde_json::to_string(&auth).unwrap(), text);
         }
-        for text in [r#"[]"#, r#"[["anonymous"]]"#, r#"{"helper":"a","gcp":{}}"#, r#""ecr""#] {
+        for text in ["[]", r#"[["anonymous"]]"#, r#"{"helper":"a","gcp":{}}"#, r#""ecr""#] {
             assert!(serde_json::from_str::<Auth>(text).is_err(), "{text}");
         }
     }

@@ -175,6 +175,7 @@ pub(super) fn optional_endpoint<'de, D: Deserializer<'de>>(
     text.map(|text| endpoint(&text).map_err(D::Error::custom)).transpose()
 }
 
+#[expect(clippy::ref_option, reason = "serde hands a field over as it is")]
 pub(super) fn write_optional<S: Serializer>(
     url: &Option<Url>,
     serializer: S,

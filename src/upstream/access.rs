@@ -33,13 +33,15 @@ pub(super) struct Access {
 pub(super) struct Shown {
     /// The header, where there is one.
     pub(super) authorization: Option<HeaderValue>,
+    /// The challenge that it met.
+    challenge: Option<Challenge>,
     /// What it was made of, and may be out of date.
     made_of: Option<MadeOf>,
 }
 
 #[derive(Debug)]
 enum MadeOf {
-    Token(Key),
+    Token(Key, String),
     Login(Login),
 }
 
@@ -48,7 +50,7 @@ impl Shown {
     /// and 403 to a password that has.
     pub(super) fn may_have_ended(&self, status: StatusCode) -> bool {
         match self.made_of {
-            Some(MadeOf::Token(_)) => status == StatusCode::UNAUTHORIZED,
+            Some(MadeOf::Token(..)) => status == StatusCode::UNAUTHORIZED,
             Some(MadeOf::Login(_)) => matches!(status.as_u16(), 400 | 401 | 403),
             None => false,
         }
@@ -72,12 +74,12 @@ impl Access {
         deadline: Instant,
     ) -> Result<Shown> {
         let challenge = endpoint.challenge.read().clone();
-        match challenge {
+        match challenge.clone() {
             None => Ok(Shown::default()),
             Some(Challenge::Basic) => {
                 let Current { login, held } = credentials.login(deadline).await?;
                 match login {
-                    None => Ok(Shown::default()),
+                    None => Ok(Shown { challenge, ..Shown::default() }),
                     Some(Login::Identity { .. }) => Err(Error::new(
                         Kind::NoLogin,
                         format!(
@@ -87,6 +89,7 @@ impl Access {
                     )),
                     Some(Login::Basic { username, password }) => Ok(Shown {
                         authorization: Some(basic(&username, &password)?),
+                        challenge,
                         made_of: held.then_some(MadeOf::Login(Login::Basic { username, password })),
                     }),
                 }
@@ -101,41 +104,48 @@ impl Access {
                     .await
                     .map_err(|e| Error::clone(&e))?;
                 let held = !entry.is_fresh();
+                let token = entry.into_value().value;
                 Ok(Shown {
-                    authorization: Some(sensitive(&format!("Bearer {}", entry.value().value))?),
-                    made_of: held.then_some(MadeOf::Token(key)),
+                    authorization: Some(sensitive(&format!("Bearer {token}"))?),
+                    challenge,
+                    made_of: held.then_some(MadeOf::Token(key, token)),
                 })
             }
         }
     }
 
-    /// Drops what was refused, so that it is fetched anew.
-    pub(super) async fn forget(&self, credentials: &Credentials, shown: &Shown) {
+    /// Drops what was refused, so that it is fetched anew, unless another request has done so.
+    /// Returns whether it is worth asking again.
+    pub(super) async fn forget(&self, credentials: &Credentials, shown: &Shown) -> bool {
         match &shown.made_of {
-            Some(MadeOf::Token(key)) => self.tokens.invalidate(key).await,
+            Some(MadeOf::Token(key, refused)) => {
+                if self.tokens.get(key).await.is_some_and(|held| held.value == *refused) {
+                    self.tokens.invalidate(key).await;
+                }
+                true
+            }
             Some(MadeOf::Login(login)) => credentials.forget(login).await,
-            None => {}
+            None => false,
         }
     }
 
     /// Takes in the challenge of a 401. What was known first stays, where it can: nvcr.io names
     /// another realm once a token has expired, and that one refuses anonymous callers. Returns
-    /// whether there is something new to show.
-    pub(super) fn learn(endpoint: &Endpoint, headers: &HeaderMap) -> bool {
-        let Some(fresh) = Challenge::read(headers) else { return false };
+    /// whether there is now something else to show than before.
+    pub(super) fn learn(endpoint: &Endpoint, headers: &HeaderMap, shown: &Shown) -> bool {
         let mut known = endpoint.challenge.write();
-        let learnt = match (known.as_ref(), fresh) {
-            (Some(Challenge::Bearer(old)), Challenge::Bearer(new)) => {
-                if old.scope.is_some() || new.scope.is_none() {
-                    return false;
+        if *known == shown.challenge
+            && let Some(fresh) = Challenge::read(headers)
+        {
+            let learnt = match (known.take(), fresh) {
+                (Some(Challenge::Bearer(old)), Challenge::Bearer(new)) => {
+                    Challenge::Bearer(Bearer { scope: old.scope.or(new.scope), ..old })
                 }
-                Challenge::Bearer(Bearer { scope: new.scope, ..old.clone() })
-            }
-            (Some(Challenge::Basic), Challenge::Basic) => return false,
-            (_, fresh) => fresh,
-        };
-        *known = Some(learnt);
-        true
+                (_, fresh) => fresh,
+            };
+            *known = Some(learnt);
+        }
+        *known != shown.challenge
     }
 
     /// Fetches a token; where a held login is refused, once more with a fresh one.
@@ -153,7 +163,9 @@ impl Access {
             other => return other,
         };
         let Some(refused) = login else { return Err(error) };
-        credentials.forget(&refused).await;
+        if !credentials.forget(&refused).await {
+            return Err(error);
+        }
         let Current { login, .. } = credentials.login(deadline).await?;
         if login.as_ref() == Some(&refused) {
             return Err(error);

@@ -12,7 +12,7 @@ use super::docker::{DockerConfig, Found};
 use super::helper;
 use crate::config::{Auth, Password};
 use crate::error::{Error, Kind, Result};
-use crate::limits::{HELPER_ANSWER_FOR, LOGIN_FAILURE_FOR};
+use crate::limits::{HELPER_ANSWER_FOR, LOGIN_DROPPED_EVERY, LOGIN_FAILURE_FOR};
 
 /// Something to log in with. `Debug` does not show the secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -100,6 +100,8 @@ enum Source {
 struct Held {
     fetched: Option<(String, Fetched)>,
     failure: Option<(Instant, Error)>,
+    /// When a login was last dropped for having been refused.
+    forgotten: Option<Instant>,
 }
 
 impl Credentials {
@@ -182,12 +184,20 @@ impl Credentials {
         }
     }
 
-    /// Drops a login that was refused, unless another has taken its place already.
-    pub async fn forget(&self, refused: &Login) {
+    /// Drops a login that was refused, and says whether it is worth asking with another one. A
+    /// refusal may be about rights as well, so that a storm of them drops one login only.
+    pub async fn forget(&self, refused: &Login) -> bool {
         let mut held = self.held.lock().await;
-        if held.fetched.as_ref().is_some_and(|(_, f)| f.login.as_ref() == Some(refused)) {
-            held.fetched = None;
+        if held.fetched.as_ref().is_none_or(|(_, f)| f.login.as_ref() != Some(refused)) {
+            return true; // another has taken its place already
         }
+        let now = Instant::now();
+        if held.forgotten.is_some_and(|at| now.duration_since(at) < LOGIN_DROPPED_EVERY) {
+            return false;
+        }
+        held.fetched = None;
+        held.forgotten = Some(now);
+        true
     }
 
     async fn by_helper(&self, name: &str, server: &str, deadline: Instant) -> Result<Current> {
@@ -223,24 +233,20 @@ impl Credentials {
                 held.failure.as_ref().filter(|(at, _)| now.duration_since(*at) < LOGIN_FAILURE_FOR);
             let outcome = match recent {
                 Some((_, error)) => Err(error.clone()),
-                None => fetch().await,
+                None => fetch().await.inspect_err(|error| {
+                    tracing::warn!(upstream = %self.upstream, ?error, "a login cannot be had");
+                    held.failure = Some((now, error.clone()));
+                }),
             };
             match (outcome, spare) {
                 (Ok(fetched), _) => {
                     let login = fetched.login.clone();
-                    *held = Held { fetched: Some((key.to_owned(), fetched)), failure: None };
+                    held.fetched = Some((key.to_owned(), fetched));
+                    held.failure = None;
                     Ok(Current { login, held: false })
                 }
-                (Err(error), spare) => {
-                    if recent_is_new(held.failure.as_ref(), now) {
-                        tracing::warn!(upstream = %self.upstream, ?error, "a login cannot be renewed");
-                        held.failure = Some((now, error.clone()));
-                    }
-                    match spare {
-                        Some(spare) => Ok(Current { login: spare.login, held: false }),
-                        None => Err(error),
-                    }
-                }
+                (Err(_), Some(spare)) => Ok(Current { login: spare.login, held: false }),
+                (Err(error), None) => Err(error),
             }
         })
         .await
@@ -274,11 +280,6 @@ impl Credentials {
         *known = Some((changed, password.clone()));
         Ok(password)
     }
-}
-
-/// Whether the failure at hand is not the one that is held.
-fn recent_is_new(held: Option<&(Instant, Error)>, now: Instant) -> bool {
-    held.is_none_or(|(at, _)| now.duration_since(*at) >= LOGIN_FAILURE_FOR)
 }
 
 #[cfg(test)]
@@ -332,12 +333,13 @@ mod tests {
         assert!(!first.held);
         let held = credentials.kept("a", soon(), || async { panic!("it is held") }).await.unwrap();
         assert!(held.held && held.login == first.login);
-        credentials.forget(&first.login.unwrap()).await;
+        assert!(credentials.forget(&first.login.unwrap()).await);
         let due = credentials.kept("a", soon(), || async { Ok(fetched(0, 60_000)) }).await.unwrap();
         let fails = || async { Err(Error::new(Kind::NoLogin, "down")) };
         let spare = credentials.kept("a", soon(), fails).await.unwrap();
         assert_eq!(spare.login, due.login);
-        credentials.forget(&due.login.unwrap()).await;
+        assert!(!credentials.forget(&due.login.unwrap()).await, "one in half a minute");
+        credentials.held.lock().await.fetched = None;
         let storm = credentials.kept("a", soon(), || async { panic!("it has just failed") }).await;
         assert_eq!(storm.unwrap_err().message(), "down");
         let patience = Instant::now() + Duration::from_millis(20);

@@ -1,4 +1,4 @@
-//! Amazon ECR: a password for twelve hours, from `GetAuthorizationToken`, signed by SigV4.
+//! Amazon ECR: a password for twelve hours, from `GetAuthorizationToken`, signed by `SigV4`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

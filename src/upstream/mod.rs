@@ -172,15 +172,13 @@ impl Upstream {
             let response = self.send(endpoint, ask, authorization, deadline).await?;
             turns += 1;
             let status = response.status();
-            let learnt =
-                status == StatusCode::UNAUTHORIZED && Access::learn(endpoint, response.headers());
+            let learnt = status == StatusCode::UNAUTHORIZED
+                && Access::learn(endpoint, response.headers(), &shown);
             let ended = !renewed && shown.may_have_ended(status);
-            if turns >= TURNS_MAX || !(learnt || ended) {
+            renewed |= ended;
+            let fresh = ended && self.access.forget(&self.credentials, &shown).await;
+            if turns >= TURNS_MAX || !(learnt || fresh) {
                 break response;
-            }
-            if ended {
-                renewed = true;
-                self.access.forget(&self.credentials, &shown).await;
             }
         };
         let status = response.status();
