@@ -73,6 +73,15 @@ pub const LOGIN_FAILURE_FOR: Duration = Duration::from_secs(3);
 /// a right, and the latter is no reason to ask a cloud each time.
 pub const LOGIN_DROPPED_EVERY: Duration = Duration::from_secs(30);
 
+/// Where little is left of a limit, how often the upstream is asked all the same to see whether
+/// that is still so, if a `HEAD` does; Docker Hub does not count those.
+pub const BUDGET_LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How long nobody asks an upstream that said 429 without a time; doubles up to the longest.
+pub const LIMIT_PAUSE_FIRST: Duration = Duration::from_secs(2);
+/// See [`LIMIT_PAUSE_FIRST`].
+pub const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// Fills under way at once; more wait their turn.
 pub const FILLS_MAX: usize = 128;
 

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::units::{Free, Size, Span};
-use super::{Auth, Cache, Config, Listen, Log, LogFormat, Server, Upstream, WELL_KNOWN};
+use super::{Auth, Cache, Config, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN};
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
@@ -65,7 +65,14 @@ impl Default for Upstream {
             connect_timeout: Span::secs(5),
             response_timeout: Span::secs(15),
             stall_timeout: Span::secs(30),
+            ratelimit: RateLimit::default(),
         }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { reserve: 10 }
     }
 }
 
@@ -129,7 +136,8 @@ mod tests {
         let text = crate::config::init();
         let json = serde_json::to_value(Config::default()).unwrap();
         let hub = &json["upstreams"]["docker.io"];
-        let sections = [&json, &json["cache"], &json["server"], &json["log"], hub];
+        let sections =
+            [&json, &json["cache"], &json["server"], &json["log"], hub, &hub["ratelimit"]];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
         for key in
             keys.map(String::as_str).chain(["private", "username", "password", "password_file"])

@@ -124,6 +124,17 @@ pub struct Upstream {
     pub response_timeout: Span,
     /// A transfer without a byte for this long counts as broken. Default `30s`.
     pub stall_timeout: Span,
+    /// How the upstream's limit of requests is spared.
+    pub ratelimit: RateLimit,
+}
+
+/// How an upstream's limit of requests is spared.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimit {
+    /// What is kept for content that is not held: when no more than this is left, held tags are
+    /// served without asking; never more than a tenth of the limit. Default `10`.
+    pub reserve: u64,
 }
 
 /// How the server treats its connections.

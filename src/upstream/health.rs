@@ -14,11 +14,11 @@ const FAILURES_MAX: u32 = 3;
 const OPEN_FOR: Duration = Duration::from_secs(10);
 
 /// The pause before round `round + 1`: doubling, with jitter so that many waiters do not come back
-/// as one; what the upstream itself asked for counts, if a client can wait that long.
-pub(super) fn pause(round: u32, asked: Option<Duration>) -> Duration {
+/// as one.
+pub(super) fn pause(round: u32) -> Duration {
     let base = Duration::from_millis(100) * 2u32.pow(round.min(6));
     let jitter = base.mul_f64(f64::from(random_byte()) / 255.0);
-    asked.unwrap_or(base / 2 + jitter)
+    base / 2 + jitter
 }
 
 fn random_byte() -> u8 {
@@ -77,9 +77,8 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_heed_the_upstream() {
-        assert!(pause(0, None) < Duration::from_millis(200));
-        assert!(pause(4, None) >= Duration::from_millis(800));
-        assert_eq!(pause(0, Some(Duration::from_secs(7))), Duration::from_secs(7));
+    fn pauses_grow() {
+        assert!(pause(0) < Duration::from_millis(200));
+        assert!(pause(4) >= Duration::from_millis(800));
     }
 }

@@ -8,11 +8,11 @@ use http::{HeaderValue, Method, StatusCode};
 use url::Url;
 
 use self::access::Access;
+use self::accounts::{Accounts, Turn};
 use self::address::Reach;
 use self::answer::read_up_to;
 use self::ask::{Ask, Object};
 use self::client::Clients;
-use self::credentials::Credentials;
 use self::endpoint::Endpoint;
 use self::wire::Wire;
 use crate::config;
@@ -21,11 +21,13 @@ use crate::limits::{ANSWER_WITHIN, ERROR_BODY_BYTES_MAX, REDIRECTS_MAX};
 use crate::metrics::Metrics;
 
 mod access;
+mod accounts;
 #[cfg(feature = "cloud-auth")]
 mod acr;
 pub mod address;
 mod answer;
 pub mod ask;
+mod budget;
 mod client;
 #[cfg(feature = "cloud-auth")]
 mod cloud;
@@ -64,7 +66,7 @@ pub struct Upstream {
     endpoints: Vec<Endpoint>,
     wire: Wire,
     access: Access,
-    credentials: Credentials,
+    accounts: Accounts,
     stall_timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -84,7 +86,12 @@ impl Upstream {
                 response_timeout: config.response_timeout.get(),
             },
             access: Access::new(&name, config.realms.clone()),
-            credentials: Credentials::new(&name, &config.auth, &config.endpoints)?,
+            accounts: Accounts::new(
+                &name,
+                &config.auth,
+                &config.endpoints,
+                config.ratelimit.reserve,
+            )?,
             stall_timeout: config.stall_timeout.get(),
             metrics,
             name,
@@ -96,6 +103,11 @@ impl Upstream {
         &self.name
     }
 
+    /// Whether little is left of the upstream's limit, so that what nobody waits for is left out.
+    pub fn is_low(&self) -> bool {
+        self.accounts.are_low()
+    }
+
     /// Asks the endpoints in turn, healthy ones first, until one answers. Dropping the future drops
     /// the request; nothing is left behind.
     ///
@@ -104,18 +116,31 @@ impl Upstream {
     /// every endpoint was tried.
     pub async fn ask(&self, ask: &Ask, patience: Patience) -> Result<Answer> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let mut round = 0;
+        let (mut round, mut limited) = (0, 0);
         loop {
-            let error = match self.ask_each(ask, deadline).await {
-                Ok(answer) => return Ok(answer),
+            let turn = self.accounts.turn(ask, patience, deadline).await?;
+            let error = match self.ask_each(ask, &turn, deadline).await {
+                Ok(answer) => {
+                    turn.answered();
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
-            let pause = health::pause(
-                round,
-                error.wait().filter(|_| error.kind() == Kind::TooManyRequests),
-            );
-            let tries_left = round + 1 < health::ROUNDS_MAX
-                && matches!(error.kind(), Kind::Unavailable | Kind::TooManyRequests);
+            if error.kind() == Kind::TooManyRequests {
+                // Everybody is told; another account may answer at once, else the turn waits.
+                turn.limited(error.wait());
+                limited += 1;
+                if limited > self.accounts.count() {
+                    return Err(error);
+                }
+                continue;
+            }
+            if !error.is_outage() {
+                turn.answered();
+            }
+            drop(turn);
+            let pause = health::pause(round);
+            let tries_left = round + 1 < health::ROUNDS_MAX && error.kind() == Kind::Unavailable;
             if patience == Patience::Brief
                 || !tries_left
                 || Instant::now() + pause + Duration::from_secs(1) > deadline
@@ -127,12 +152,12 @@ impl Upstream {
         }
     }
 
-    async fn ask_each(&self, ask: &Ask, deadline: Instant) -> Result<Answer> {
+    async fn ask_each(&self, ask: &Ask, turn: &Turn<'_>, deadline: Instant) -> Result<Answer> {
         let mut order: Vec<&Endpoint> = self.endpoints.iter().collect();
         order.sort_by_key(|e| e.health.is_open(Instant::now()));
         let mut worst: Option<Error> = None;
         for endpoint in order {
-            let error = match self.attempt(endpoint, ask, deadline).await {
+            let error = match self.attempt(endpoint, ask, turn, deadline).await {
                 Ok(answer) => {
                     endpoint.health.succeeded();
                     self.metrics.upstream_up(&self.name, &endpoint.authority, true);
@@ -161,13 +186,18 @@ impl Upstream {
     }
 
     /// One endpoint, with its challenge met and what has ended renewed once.
-    async fn attempt(&self, endpoint: &Endpoint, ask: &Ask, deadline: Instant) -> Result<Answer> {
+    async fn attempt(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask,
+        turn: &Turn<'_>,
+        deadline: Instant,
+    ) -> Result<Answer> {
         let started = Instant::now();
         let mut renewed = false;
         let mut turns = 0;
         let response = loop {
-            let account = (0, &self.credentials);
-            let shown = self.access.show(&self.wire, account, endpoint, ask, deadline).await?;
+            let shown = self.access.show(&self.wire, turn.who(), endpoint, ask, deadline).await?;
             let authorization = shown.authorization.as_ref();
             let response = self.send(endpoint, ask, authorization, deadline).await?;
             turns += 1;
@@ -176,7 +206,7 @@ impl Upstream {
                 && Access::learn(endpoint, response.headers(), &shown);
             let ended = !renewed && shown.may_have_ended(status);
             renewed |= ended;
-            let fresh = ended && self.access.forget(&self.credentials, &shown).await;
+            let fresh = ended && self.access.forget(turn.who().1, &shown).await;
             if turns >= TURNS_MAX || !(learnt || fresh) {
                 break response;
             }
@@ -190,6 +220,7 @@ impl Upstream {
             started.elapsed(),
         );
         self.metrics.rate_limit(&self.name, response.headers());
+        self.accounts.note(turn, response.headers());
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             let headers = response.headers().clone();
             let body = read_up_to(response, ERROR_BODY_BYTES_MAX, Duration::from_secs(2))

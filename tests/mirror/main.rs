@@ -12,6 +12,7 @@
 mod broken;
 mod fills;
 mod life;
+mod limits;
 mod logins;
 mod malformed;
 mod manifests;
