@@ -53,6 +53,39 @@ pub enum Password {
     File(PathBuf),
 }
 
+/// The URL of a proxy. It may carry a user, whose password `Debug` and `Serialize` do not show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proxy(pub url::Url);
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut url = self.0.clone();
+        if url.password().is_some() {
+            let _ = url.set_password(Some("hidden")); // it has a host
+        }
+        f.write_str(url.as_str().trim_end_matches('/'))
+    }
+}
+
+impl Serialize for Proxy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Proxy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let known = ["http", "https", "socks5", "socks5h"];
+        match url::Url::parse(&Cow::<str>::deserialize(deserializer)?) {
+            Ok(url) if known.contains(&url.scheme()) && url.host().is_some() => Ok(Self(url)),
+            // Not repeated, as it may hold a password.
+            _ => Err(D::Error::custom(
+                "this is no URL of a proxy; write one such as http://proxy.example.com:3128",
+            )),
+        }
+    }
+}
+
 /// How to log in to Amazon ECR.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -327,6 +360,14 @@ mod tests {
             Auth::Static { username: "u".into(), password: Password::Inline("hunter2".into()) };
         let text = format!("{auth:?} {}", serde_json::to_string(&auth).unwrap());
         assert!(text.contains(HIDDEN) && !text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn a_proxys_password_is_never_printed() {
+        let proxy: Proxy = serde_json::from_str(r#""http://u:hunter2@p.test:3128""#).unwrap();
+        let text = format!("{proxy:?} {}", serde_json::to_string(&proxy).unwrap());
+        assert!(text.contains("p.test:3128") && !text.contains("hunter2"), "{text}");
+        assert!(serde_json::from_str::<Proxy>(r#""u:hunter2@p.test""#).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use url::{Host, Url};
 use super::check::{Checker, Path, path};
 use super::de::nearest;
 use super::hosts;
+use super::secret;
 use super::{Config, Upstream};
 
 impl Checker<'_> {
@@ -41,6 +42,8 @@ impl Checker<'_> {
         ];
         self.spans(&above, &spans);
         self.endpoints(name, upstream, config);
+        self.bounds(name, upstream);
+        self.tls(name, upstream);
         self.auth(name, upstream, config);
         for (key, patterns) in [("allow", &upstream.allow), ("deny", &upstream.deny)] {
             for (index, pattern) in patterns.iter().enumerate() {
@@ -60,6 +63,43 @@ impl Checker<'_> {
                     self.fault(&[at], &format!("`{host}` is no host: {why}"));
                 }
             }
+        }
+    }
+
+    fn bounds(&mut self, name: &str, upstream: &Upstream) {
+        let bounds = [
+            ("max_connections", upstream.max_connections == Some(0)),
+            ("max_requests_per_second", upstream.max_requests_per_second == Some(0)),
+            ("bandwidth", upstream.bandwidth.is_some_and(|size| size.bytes() == 0)),
+        ];
+        for (key, _) in bounds.into_iter().filter(|(_, none)| *none) {
+            let text = format!(
+                "with `{key}` at zero nothing gets through; write a larger one, or remove the key"
+            );
+            self.fault(&[path(["upstreams", name, key])], &text);
+        }
+    }
+
+    fn tls(&mut self, name: &str, upstream: &Upstream) {
+        let at = |key: &str| path(["upstreams", name, key]);
+        for (key, file) in [("ca", &upstream.ca), ("cert", &upstream.cert), ("key", &upstream.key)]
+        {
+            if let Some(wrong) = file.as_deref().and_then(secret::wrong_pem) {
+                self.fault(&[at(key)], &wrong);
+            }
+        }
+        match (&upstream.cert, &upstream.key) {
+            (Some(_), None) => self.fault(&[at("cert")], "the key of `cert` is missing; add `key`"),
+            (None, Some(_)) => {
+                self.fault(&[at("key")], "the certificate of `key` is missing; add `cert`");
+            }
+            _ => {}
+        }
+        if upstream.insecure {
+            let text = format!(
+                "anybody on the way can pose as {name}, and gets its login; better name its                  certificate in `ca`"
+            );
+            self.warn(&at("insecure"), &text);
         }
     }
 
@@ -221,6 +261,21 @@ mod tests {
                 "1:28: the pattern is empty and matches nothing; write one such as library/* or remove it\n\
                  1:32: patterns are matched without the registry's name; write a\n\
                  1:48: `A` matches nothing: names are lower case, tags do not count, and only `*` and `**` stand for others; write one such as library/*",
+            ),
+            (
+                "{x.io: {max_connections: 0, bandwidth: 0, cert: /nowhere, insecure: true}}",
+                "1:37: with `max_connections` at zero nothing gets through; write a larger one, or remove the key\n\
+                 1:51: with `bandwidth` at zero nothing gets through; write a larger one, or remove the key\n\
+                 1:60: the file /nowhere cannot be used (No such file or directory (os error 2)); check the path and its permissions\n\
+                 1:60: the key of `cert` is missing; add `key`",
+            ),
+            (
+                "{x.io: {insecure: true}}",
+                "1:30: anybody on the way can pose as x.io, and gets its login; better name its certificate in `ca`",
+            ),
+            (
+                "{x.io: {proxy: 'u:p@x'}}",
+                "1:27: this is no URL of a proxy; write one such as http://proxy.example.com:3128",
             ),
             (
                 "{x.io: {tag_ttl: 0s, stall_timeout: 0s}}",

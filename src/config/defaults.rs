@@ -66,6 +66,14 @@ impl Default for Upstream {
             response_timeout: Span::secs(15),
             stall_timeout: Span::secs(30),
             ratelimit: RateLimit::default(),
+            max_connections: None,
+            max_requests_per_second: None,
+            bandwidth: None,
+            ca: None,
+            cert: None,
+            key: None,
+            insecure: false,
+            proxy: None,
         }
     }
 }
@@ -139,9 +147,9 @@ mod tests {
         let sections =
             [&json, &json["cache"], &json["server"], &json["log"], hub, &hub["ratelimit"]];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
-        for key in
-            keys.map(String::as_str).chain(["private", "username", "password", "password_file"])
-        {
+        let others = ["private", "username", "password", "password_file", "max_connections"];
+        let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy"];
+        for key in keys.map(String::as_str).chain(others).chain(more) {
             let named =
                 |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key}:"));
             assert!(text.lines().any(named), "{key}");
@@ -151,7 +159,8 @@ mod tests {
     #[test]
     fn the_values_behind_a_mark_are_the_defaults() {
         // Takes the mark off every `# key: value` that the sample calls a default.
-        let examples = ["username", "password", "password_file", "private", "auth: #"];
+        let examples = ["username", "password", "password_file", "private", "bandwidth"];
+        let examples = [examples.as_slice(), &["max_requests_per_second"]].concat();
         let open = |line: &str| {
             let bare = line.trim_start();
             let Some((key, value)) = bare.strip_prefix("# ").and_then(|rest| rest.split_once(": "))

@@ -29,7 +29,7 @@ mod show;
 mod tree;
 pub mod units;
 
-pub use auth::{Acr, Auth, Ecr, Gcp, Password, ecr_region};
+pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
 pub use layers::Overrides;
@@ -126,6 +126,30 @@ pub struct Upstream {
     pub stall_timeout: Span,
     /// How the upstream's limit of requests is spared.
     pub ratelimit: RateLimit,
+    /// Requests under way at once, transfers included; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Requests sent in a second; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests_per_second: Option<u32>,
+    /// Bytes fetched in a second, shared fairly by all transfers. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Size>,
+    /// Certificates that are trusted besides the system's, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The certificate that this mirror shows to the endpoints, as PEM; goes with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// The key of `cert`, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Whether the endpoints' own certificates go unchecked; those of hosts that they name do not.
+    pub insecure: bool,
+    /// The proxy to go through; without it, the usual variables of the environment count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub proxy: Option<Proxy>,
 }
 
 /// How an upstream's limit of requests is spared.

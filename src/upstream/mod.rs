@@ -14,6 +14,7 @@ use self::answer::read_up_to;
 use self::ask::{Ask, Object};
 use self::client::Clients;
 use self::endpoint::Endpoint;
+use self::manners::{Manners, Place};
 use self::wire::Wire;
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -40,6 +41,7 @@ mod endpoint;
 mod gcp;
 mod health;
 mod helper;
+mod manners;
 pub mod redirect;
 pub mod token;
 mod wire;
@@ -67,6 +69,7 @@ pub struct Upstream {
     wire: Wire,
     access: Access,
     accounts: Accounts,
+    manners: Manners,
     stall_timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -79,10 +82,14 @@ impl Upstream {
     pub fn new(name: &str, config: &config::Upstream, metrics: Arc<Metrics>) -> Result<Self> {
         let name: Arc<str> = name.into();
         Ok(Self {
-            endpoints: config.endpoints.iter().map(Endpoint::new).collect(),
+            endpoints: config
+                .endpoints
+                .iter()
+                .map(|url| Endpoint::new(url, config.private))
+                .collect(),
             wire: Wire {
                 upstream: Arc::clone(&name),
-                clients: Clients::new(config.connect_timeout.get())?,
+                clients: Clients::new(&name, config)?,
                 response_timeout: config.response_timeout.get(),
             },
             access: Access::new(&name, config.realms.clone()),
@@ -92,6 +99,7 @@ impl Upstream {
                 &config.endpoints,
                 config.ratelimit.reserve,
             )?,
+            manners: Manners::new(&name, config),
             stall_timeout: config.stall_timeout.get(),
             metrics,
             name,
@@ -119,9 +127,11 @@ impl Upstream {
         let (mut round, mut limited) = (0, 0);
         loop {
             let turn = self.accounts.turn(ask, patience, deadline).await?;
+            let place = self.manners.enter(ask, deadline).await?;
             let error = match self.ask_each(ask, &turn, deadline).await {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     turn.answered();
+                    answer._place = place;
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -138,7 +148,7 @@ impl Upstream {
             if !error.is_outage() {
                 turn.answered();
             }
-            drop(turn);
+            drop((turn, place));
             let pause = health::pause(round);
             let tries_left = round + 1 < health::ROUNDS_MAX && error.kind() == Kind::Unavailable;
             if patience == Patience::Brief
@@ -153,13 +163,14 @@ impl Upstream {
     }
 
     async fn ask_each(&self, ask: &Ask, turn: &Turn<'_>, deadline: Instant) -> Result<Answer> {
-        let mut order: Vec<&Endpoint> = self.endpoints.iter().collect();
-        order.sort_by_key(|e| e.health.is_open(Instant::now()));
         let mut worst: Option<Error> = None;
-        for endpoint in order {
-            let error = match self.attempt(endpoint, ask, turn, deadline).await {
+        for endpoint in self.order() {
+            let started = Instant::now();
+            let outcome = self.attempt(endpoint, ask, turn, deadline).await;
+            let answered = || endpoint.health.succeeded(started.elapsed(), Instant::now());
+            let error = match outcome {
                 Ok(answer) => {
-                    endpoint.health.succeeded();
+                    answered();
                     self.metrics.upstream_up(&self.name, &endpoint.authority, true);
                     return Ok(answer);
                 }
@@ -173,7 +184,7 @@ impl Upstream {
                 self.metrics.upstream_up(&self.name, &endpoint.authority, false);
                 tracing::warn!(upstream = %self.name, endpoint = %endpoint.authority, error = ?error, "upstream endpoint failed");
             } else {
-                endpoint.health.succeeded();
+                answered();
             }
             worst = Some(match worst.take() {
                 Some(before) if before.is_outage() => before,
@@ -183,6 +194,16 @@ impl Upstream {
         Err(worst.unwrap_or_else(|| {
             Error::new(Kind::Unavailable, format!("{} has no endpoints", self.name))
         }))
+    }
+
+    /// The endpoints as they are to be tried: as configured, slow ones later, broken ones last.
+    fn order(&self) -> Vec<&Endpoint> {
+        let now = Instant::now();
+        let best = self.endpoints.iter().filter_map(|e| e.health.latency(now)).min();
+        let mut order: Vec<_> =
+            self.endpoints.iter().map(|e| (e.health.place(best, now), e)).collect();
+        order.sort_by_key(|(place, _)| *place);
+        order.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
     /// One endpoint, with its challenge met and what has ended renewed once.
@@ -243,6 +264,10 @@ impl Upstream {
             stall_timeout: self.stall_timeout,
             upstream: Arc::clone(&self.name),
             metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&endpoint.health),
+            pace: self.manners.pace(),
+            waiting: None,
+            _place: Place::default(),
         })
     }
 
@@ -274,7 +299,8 @@ impl Upstream {
                 request = request.header(AUTHORIZATION, value.clone());
             }
             let response = self.wire.exchange(request, &url, deadline).await?;
-            if let Some(from) = response.remote_addr().and_then(|a| Reach::of(a.ip())) {
+            let address = response.remote_addr().filter(|_| !self.wire.clients.are_proxied());
+            if let Some(from) = address.and_then(|a| Reach::of(a.ip())) {
                 reach = from;
                 if at_home {
                     endpoint.set_reach(from);
@@ -289,6 +315,10 @@ impl Upstream {
                 return Ok(response); // GHCR sends askers to a web page: its way to lack the API
             }
             let hop = redirect::next(&self.name, &url, reach, location)?;
+            if self.wire.clients.is_proxy(&hop.url) {
+                let text = format!("{} redirects to this mirror's own proxy", self.name);
+                return Err(Error::new(Kind::BadUpstream, text));
+            }
             at_home &= hop.same_origin;
             if !hop.same_origin {
                 client = if self.is_own(&hop.url) {

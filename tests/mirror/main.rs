@@ -16,6 +16,7 @@ mod limits;
 mod logins;
 mod malformed;
 mod manifests;
+mod outages;
 mod pages;
 mod pull;
 mod ranges;
