@@ -61,6 +61,8 @@ pub enum Kind {
     TooManyRequests,
     /// The upstream cannot be reached, or answers with 5xx, and nothing is held.
     Unavailable,
+    /// The mirror's own login for the upstream cannot be had: a helper, a file or a cloud fails.
+    NoLogin,
     /// The upstream answered with something that cannot be used.
     BadUpstream,
     /// The mirror cannot keep this: its disk is full or fails. Those who wait go on without it.
@@ -88,7 +90,7 @@ impl Kind {
             Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED),
             Self::Denied => ("DENIED", StatusCode::FORBIDDEN),
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
-            Self::Unavailable => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
+            Self::Unavailable | Self::NoLogin => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
             Self::BadUpstream => ("UNKNOWN", StatusCode::BAD_GATEWAY),
             Self::DiskFailed | Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }
@@ -98,7 +100,7 @@ impl Kind {
     pub fn retry_after(self) -> Option<Duration> {
         match self {
             Self::TooManyRequests => Some(RETRY_AFTER_LIMIT),
-            Self::Unavailable => Some(RETRY_AFTER_OUTAGE),
+            Self::Unavailable | Self::NoLogin => Some(RETRY_AFTER_OUTAGE),
             _ => None,
         }
     }
@@ -106,7 +108,9 @@ impl Kind {
     /// Whose fault it is.
     pub fn fault(self) -> Fault {
         match self {
-            Self::TooManyRequests | Self::Unavailable | Self::BadUpstream => Fault::Upstream,
+            Self::TooManyRequests | Self::Unavailable | Self::NoLogin | Self::BadUpstream => {
+                Fault::Upstream
+            }
             Self::DiskFailed | Self::Internal => Fault::Mirror,
             _ => Fault::Client,
         }

@@ -308,7 +308,11 @@ impl Ending<'_> {
     }
 
     fn end(task: &Task, outcome: Result<()>) {
-        if outcome.as_ref().is_err_and(|e| e.kind() != Kind::Unavailable) || task.is_empty() {
+        // What has come is worth resuming, unless it may be wrong.
+        let broke = |e: &Error| {
+            matches!(e.kind(), Kind::Unavailable | Kind::TooManyRequests | Kind::NoLogin)
+        };
+        if outcome.as_ref().is_err_and(|e| !broke(e)) || task.is_empty() {
             task.drop_file();
         }
         task.fills.under_way.lock().remove(&task.fill.digest);

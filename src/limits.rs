@@ -55,6 +55,33 @@ pub const ABSENT_FOR: Duration = Duration::from_secs(3);
 /// The floor of a token's life by the token specification, where the answer names none.
 pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 
+/// What a credential helper has to answer within, and how much it may say. Helpers ask key chains
+/// and clouds; a client waits for `ANSWER_WITHIN` all in all.
+pub const HELPER_WITHIN: Duration = Duration::from_secs(10);
+/// See [`HELPER_WITHIN`].
+pub const HELPER_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long a helper's answer is believed. The protocol names no end, and access tokens live for an
+/// hour at least; one that is refused earlier is asked for anew at once.
+pub const HELPER_ANSWER_FOR: Duration = Duration::from_secs(600);
+
+/// How long a failure to get a login is believed, so that a storm of pulls does not start a storm
+/// of helpers.
+pub const LOGIN_FAILURE_FOR: Duration = Duration::from_secs(3);
+
+/// How often a held login is dropped because it was refused: it may have ended, or may merely lack
+/// a right, and the latter is no reason to ask a cloud each time.
+pub const LOGIN_DROPPED_EVERY: Duration = Duration::from_secs(30);
+
+/// Where little is left of a limit, how often the upstream is asked all the same to see whether
+/// that is still so, if a `HEAD` does; Docker Hub does not count those.
+pub const BUDGET_LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How long nobody asks an upstream that said 429 without a time; doubles up to the longest.
+pub const LIMIT_PAUSE_FIRST: Duration = Duration::from_secs(2);
+/// See [`LIMIT_PAUSE_FIRST`].
+pub const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// Fills under way at once; more wait their turn.
 pub const FILLS_MAX: usize = 128;
 

@@ -82,7 +82,7 @@ impl Prefetch {
     /// are fetched too.
     pub fn asked(self: &Arc<Self>, upstream: &Arc<Upstream>, place: &Place, digest: &Digest) {
         let Some(image) = self.recent.get(&(place.clone(), *digest)) else { return };
-        if image.begun.swap(true, Ordering::Relaxed) {
+        if upstream.is_low() || image.begun.swap(true, Ordering::Relaxed) {
             return;
         }
         for (layer, _) in image.layers.iter().filter(|(layer, _)| layer != digest) {

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::units::{Free, Size, Span};
-use super::{Auth, Cache, Config, Listen, Log, LogFormat, Server, Upstream, WELL_KNOWN};
+use super::{Auth, Cache, Config, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN};
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
@@ -66,7 +66,22 @@ impl Default for Upstream {
             connect_timeout: Span::secs(5),
             response_timeout: Span::secs(15),
             stall_timeout: Span::secs(30),
+            ratelimit: RateLimit::default(),
+            max_connections: None,
+            max_requests_per_second: None,
+            bandwidth: None,
+            ca: None,
+            cert: None,
+            key: None,
+            insecure: false,
+            proxy: None,
         }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { reserve: 10 }
     }
 }
 
@@ -130,11 +145,12 @@ mod tests {
         let text = crate::config::init();
         let json = serde_json::to_value(Config::default()).unwrap();
         let hub = &json["upstreams"]["docker.io"];
-        let sections = [&json, &json["cache"], &json["server"], &json["log"], hub];
+        let sections =
+            [&json, &json["cache"], &json["server"], &json["log"], hub, &hub["ratelimit"]];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
-        for key in
-            keys.map(String::as_str).chain(["private", "username", "password", "password_file"])
-        {
+        let others = ["private", "username", "password", "password_file", "max_connections"];
+        let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy"];
+        for key in keys.map(String::as_str).chain(others).chain(more) {
             let named =
                 |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key}:"));
             assert!(text.lines().any(named), "{key}");
@@ -144,7 +160,8 @@ mod tests {
     #[test]
     fn the_values_behind_a_mark_are_the_defaults() {
         // Takes the mark off every `# key: value` that the sample calls a default.
-        let examples = ["username", "password", "password_file", "private", "auth: #"];
+        let examples = ["username", "password", "password_file", "private", "bandwidth"];
+        let examples = [examples.as_slice(), &["max_requests_per_second"]].concat();
         let open = |line: &str| {
             let bare = line.trim_start();
             let Some((key, value)) = bare.strip_prefix("# ").and_then(|rest| rest.split_once(": "))

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use units::{Free, Size, Span};
 
+mod auth;
 mod check;
+mod check_auth;
 mod check_upstreams;
 mod de;
 mod defaults;
@@ -27,6 +29,7 @@ mod show;
 mod tree;
 pub mod units;
 
+pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
 pub use layers::Overrides;
@@ -124,30 +127,41 @@ pub struct Upstream {
     pub response_timeout: Span,
     /// A transfer without a byte for this long counts as broken. Default `30s`.
     pub stall_timeout: Span,
+    /// How the upstream's limit of requests is spared.
+    pub ratelimit: RateLimit,
+    /// Requests under way at once, transfers included; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Requests sent in a second; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests_per_second: Option<u32>,
+    /// Bytes fetched in a second, shared fairly by all transfers. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Size>,
+    /// Certificates that are trusted besides the system's, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The certificate that this mirror shows to the endpoints, as PEM; goes with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// The key of `cert`, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Whether the endpoints' own certificates go unchecked; those of hosts that they name do not.
+    pub insecure: bool,
+    /// The proxy to go through; without it, the usual variables of the environment count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub proxy: Option<Proxy>,
 }
 
-/// With which credentials an upstream is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Auth {
-    /// None of our own: public content only.
-    #[default]
-    Anonymous,
-    /// A fixed user.
-    Static {
-        /// The name to log in with.
-        username: String,
-        /// Where the password comes from.
-        password: Password,
-    },
-}
-
-/// Where a password comes from. `Debug` and `Serialize` never show it.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Password {
-    /// Written in the configuration, possibly through `${NAME}`.
-    Inline(String),
-    /// Read from a file, again whenever the file changes; trailing line ends are dropped.
-    File(PathBuf),
+/// How an upstream's limit of requests is spared.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimit {
+    /// What is kept for content that is not held: when no more than this is left, held tags are
+    /// served without asking; never more than a tenth of the limit. Default `10`.
+    pub reserve: u64,
 }
 
 /// How the server treats its connections.

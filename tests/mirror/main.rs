@@ -12,8 +12,11 @@
 mod broken;
 mod fills;
 mod life;
+mod limits;
+mod logins;
 mod malformed;
 mod manifests;
+mod outages;
 mod pages;
 mod prefetch;
 mod pull;
