@@ -28,6 +28,8 @@ pub mod range;
 
 pub mod media;
 
+pub mod pushed;
+
 pub mod patterns;
 
 pub mod cache;
