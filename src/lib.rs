@@ -75,10 +75,18 @@ pub mod blobs;
 
 pub mod pages;
 
+pub mod hosted;
+
+pub mod uploads;
+
 // Shell: sockets, answers, commands.
 pub mod respond;
 
 pub mod answer;
+
+pub mod receive;
+
+pub mod hosting;
 
 pub mod server;
 

@@ -66,7 +66,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
+    let tended = Arc::clone(&mirror);
     let services = vec![
+        tokio::spawn(async move { tended.hosting.tend().await }),
         serve("pull", pull, limited, pull_stopped)?,
         serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
     ];

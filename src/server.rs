@@ -17,11 +17,13 @@ use crate::blobs::Blobs;
 use crate::config::{self, Config};
 use crate::error::{Error, Fault, Kind, Result};
 use crate::fill::Fills;
+use crate::hosting::Hosting;
 use crate::manifests::{Found, Manifests};
 use crate::metrics::{Metrics, Served};
 use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
 use crate::patterns::Patterns;
+use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
@@ -46,6 +48,8 @@ pub struct Mirror {
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
+    /// The repositories that live here.
+    pub hosting: Hosting,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -95,6 +99,8 @@ impl Mirror {
             };
             origins.insert(Arc::clone(upstream.name()), origin);
         }
+        table.host(&config.hosted.repositories);
+        let hosting = Hosting::new(&store, &config.hosted);
         let fills = Arc::new(Fills::new(Arc::clone(&store), Arc::clone(&metrics)));
         let manifests = Arc::new(Manifests::new(Arc::clone(&store)));
         let blobs = Arc::new(Blobs::new(Arc::clone(&store), Arc::clone(&fills)));
@@ -106,6 +112,7 @@ impl Mirror {
             origins,
             manifests,
             blobs,
+            hosting,
             fills,
             store,
             metrics,
@@ -117,24 +124,39 @@ impl Mirror {
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
     /// fetched, answered.
-    async fn answer(&self, request: &Request, account: &mut Account) -> Result<Answer> {
+    async fn answer(
+        &self,
+        request: &Request,
+        session: &mut ServerSession,
+        account: &mut Account,
+    ) -> Result<Answer> {
         let route = self.table.route(
             &request.method,
             &request.path,
             request.query.as_deref(),
             request.host.as_deref(),
         )?;
+        account.kind = kind_of(&route.action);
         let Some(target) = &route.target else {
-            account.kind = "ping";
-            return Ok(answer::ping());
+            return match route.action {
+                Action::Catalog(n, last) => self.hosting.catalog(n, last).await,
+                _ => Ok(answer::ping()),
+            };
         };
-        account.take(&route.action, target);
+        account.take(target);
+        if target.is_hosted() {
+            let mut body = Incoming::new(session, self.settings.send_timeout.get());
+            return self
+                .hosting
+                .answer(&route.action, target, &request.conditions, &mut body)
+                .await;
+        }
         let origin = self.admit(target)?;
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
         let head = request.conditions.head;
         let mut answer = match &route.action {
-            Action::Ping => answer::ping(),
+            Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
             Action::Manifest(reference) => {
                 let found = self.manifest(origin, &place, reference, head).await?;
                 answer::manifest(found, &request.conditions)
@@ -146,7 +168,7 @@ impl Mirror {
             Action::Tags(page) => answer::tags(
                 pages::tags(&origin.upstream, target, page, route.namespace.as_deref()).await?,
             ),
-            Action::Referrers(subject, types) => {
+            Action::Referrers(subject, types, _) => {
                 self.referrers(origin, &place, subject, types).await?
             }
         };
@@ -287,7 +309,7 @@ impl HttpServerApp for Mirror {
         let request = self.read(&mut session, stop).await?;
         self.set_keepalive(&mut session, stop);
         let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(&request, &mut account).await {
+        let mut answer = match self.answer(&request, &mut session, &mut account).await {
             Ok(answer) => answer,
             Err(error) => {
                 log_failure(&request, &error);
@@ -303,6 +325,7 @@ impl HttpServerApp for Mirror {
         if sent.broken.is_some() {
             return None; // dropping the session leaves the client with a short body, never a clean end
         }
+        receive::linger(&mut session).await;
         let mut keep = HttpPersistentSettings::for_session(&session);
         keep.set_user_context(Box::new(Reused));
         session
@@ -368,16 +391,21 @@ impl Request {
 }
 
 impl Account {
-    fn take(&mut self, action: &Action, target: &Target) {
+    fn take(&mut self, target: &Target) {
         self.upstream = Some(Arc::clone(&target.upstream));
         self.repository = Some(target.repository.clone());
-        self.kind = match action {
-            Action::Ping => "ping",
-            Action::Manifest(_) => "manifest",
-            Action::Blob(_) => "blob",
-            Action::Tags(_) => "tags",
-            Action::Referrers(..) => "referrers",
-        };
+    }
+}
+
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::Ping => "ping",
+        Action::Manifest(_) => "manifest",
+        Action::Blob(_) => "blob",
+        Action::Tags(_) => "tags",
+        Action::Referrers(..) => "referrers",
+        Action::Catalog(..) => "catalog",
+        Action::Push(push) => push.kind(),
     }
 }
 

@@ -158,7 +158,7 @@ pub struct Hosted {
     /// Patterns of the names that live here: `*` for names of one component, `team/**`. Empty
     /// hosts nothing, and pushes are refused.
     pub repositories: Vec<String>,
-    /// Whether an index may name manifests that are not there. Default `false`.
+    /// Whether a manifest may name content that is not there. Default `false`.
     pub sparse: bool,
     /// The largest blob that is taken; 0 takes any. Default `0`.
     pub max_blob_size: Size,
