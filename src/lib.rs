@@ -53,6 +53,8 @@ pub mod disk;
 
 pub mod blocks;
 
+pub mod held;
+
 pub mod keeper;
 
 pub mod store;

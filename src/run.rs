@@ -54,8 +54,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
+    // Only now: what is hosted must be known to be before anything can leave.
     upkeep::start(&store, config.cache.scrub_rate.bytes());
-    let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
     let admin = bind(&[config.admin])?;

@@ -245,12 +245,6 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets content that was removed from the disk; transfers under way keep what they have.
-    pub fn forget(&self, digest: &Digest) {
-        self.small.invalidate(digest);
-        self.large.invalidate(digest);
-    }
-
     /// Keeps content that is wholly in memory and whose digest has been checked.
     ///
     /// # Errors

@@ -24,16 +24,21 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::blocks::{Large, Summing};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::disk::found;
 use crate::error::{Error, Kind, Result};
-use crate::hosted::{Hosted, unwritable};
-use crate::limits::{SLICE_BYTES, UPLOADS_OPEN_MAX};
+use crate::hosted::{Hosted, no_room, unwritable};
+use crate::keeper::Lease;
+use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_OPEN_MAX};
 use crate::name::{Repository, UploadId};
-use crate::store::Store;
+use crate::store::{Store, is_full};
 
 /// Pieces that wait to be written; each is what one read of the client's socket gave.
 const PIECES_WAITING_MAX: usize = 8;
+
+/// Room is taken for an upload in steps of so many bytes.
+const ROOM_STEP_BYTES: u64 = 1024 * 1024;
 
 /// How long a request waits for the one before it to let go of the same upload.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
@@ -66,11 +71,20 @@ struct Owner {
 
 #[derive(Debug)]
 struct State {
-    file: File,
-    hasher: Hasher,
-    written: u64,
+    file: Arc<File>,
+    so_far: SoFar,
+    /// Room within the cache's bounds.
+    room: Lease,
     /// It is a blob by now, or was given up.
     is_over: bool,
+}
+
+/// What has come, in figures; copied to be able to take the last of it back.
+#[derive(Clone, Debug)]
+struct SoFar {
+    hasher: Hasher,
+    summing: Summing,
+    written: u64,
 }
 
 impl Uploads {
@@ -99,11 +113,15 @@ impl Uploads {
         let id = UploadId::new(random);
         let owner =
             Owner { repository: repository.to_string(), algorithm: algorithm.as_str().to_owned() };
+        self.store.keeper().scanned().await; // room is only known from then on
         let (path, record) = (self.path(&id), serde_json::to_vec(&owner).unwrap_or_default());
         let p = path.clone();
-        let file = self.store.blocking(move |_| create(&p, &record)).await.map_err(unwritable)?;
-        let state = State { file, hasher: Hasher::new(algorithm), written: 0, is_over: false };
-        Ok(self.keep_open(id, owner, path, state))
+        let made = self.store.blocking(move |store| {
+            let room = store.keeper().reserve(0).ok_or(io::ErrorKind::StorageFull)?;
+            let file = create(&p, &record)?;
+            Ok(State { file: Arc::new(file), so_far: SoFar::new(algorithm), room, is_over: false })
+        });
+        Ok(self.keep_open(id, owner, path, made.await.map_err(unwritable)?))
     }
 
     fn keep_open(&self, id: UploadId, owner: Owner, path: PathBuf, state: State) -> Arc<Upload> {
@@ -143,7 +161,8 @@ impl Uploads {
     async fn reopen(self: &Arc<Self>, id: &UploadId) -> Result<Option<Arc<Upload>>> {
         let path = self.path(id);
         let p = path.clone();
-        let left = self.store.blocking(move |_| reopen(&p)).await.map_err(unwritable)?;
+        self.store.keeper().scanned().await;
+        let left = self.store.blocking(move |store| reopen(store, &p)).await.map_err(unwritable)?;
         Ok(left.map(|(owner, state)| self.keep_open(id.clone(), owner, path, state)))
     }
 
@@ -163,12 +182,24 @@ impl Uploads {
         let is_right = state.digest(digest.algorithm()).await? == digest;
         if !is_right {
             self.remove(upload, &mut state).await;
-            let text = format!("the {} bytes uploaded are not {digest}", state.written);
+            let text = format!("the {} bytes uploaded are not {digest}", state.so_far.written);
             return Err(Error::new(Kind::DigestInvalid, text));
         }
-        let (size, file) = (state.written, state.file.try_clone().map_err(unwritable)?);
+        let (size, file) = (state.so_far.written, Arc::clone(&state.file));
+        let summing = state.so_far.summing.clone();
         self.hosted
-            .adopt(repository, digest, size, move |disk| disk.publish(&file, &path, &digest))
+            .adopt(repository, digest, size, move |store| {
+                let sums = summing.finish();
+                if size > SMALL_BYTES_MAX {
+                    store.disk().put_sums(&digest, &sums.encode())?;
+                }
+                store.disk().publish(&file, &path, &digest)?;
+                store.keeper().published(&digest, size);
+                if size > SMALL_BYTES_MAX {
+                    store.hold(Large::written(digest, file, sums)?);
+                }
+                Ok(())
+            })
             .await?;
         self.remove(upload, &mut state).await;
         Ok(size)
@@ -243,7 +274,7 @@ impl Upload {
     /// # Errors
     /// `BlobUploadUnknown` where it is over.
     pub async fn size(&self) -> Result<u64> {
-        self.turn().await.map(|state| state.written)
+        self.turn().await.map(|state| state.so_far.written)
     }
 
     /// Begins to add to it, at `start` where the client says so.
@@ -253,16 +284,16 @@ impl Upload {
     pub async fn writer(&self, start: Option<u64>) -> Result<Writer> {
         let state = self.turn().await?;
         if let Some(start) = start
-            && start != state.written
+            && start != state.so_far.written
         {
-            let text = format!("the upload goes on at byte {}, not {start}", state.written);
+            let written = state.so_far.written;
+            let text = format!("the upload goes on at byte {written}, not {start}");
             return Err(Error::new(Kind::RangeInvalid, text));
         }
-        let (start, size_max) = (state.written, self.size_max);
+        let (before, size_max) = (state.so_far.clone(), self.size_max);
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
-        let before = state.hasher.clone();
         let task = tokio::task::spawn_blocking(move || write(state, inbox, size_max));
-        Ok(Writer { pieces, task, start, before })
+        Ok(Writer { pieces, task, before })
     }
 }
 
@@ -271,8 +302,7 @@ impl Upload {
 pub struct Writer {
     pieces: mpsc::Sender<Bytes>,
     task: JoinHandle<(OwnedMutexGuard<State>, Result<()>)>,
-    start: u64,
-    before: Hasher,
+    before: SoFar,
 }
 
 impl Writer {
@@ -287,20 +317,20 @@ impl Writer {
     /// `SizeInvalid` where not exactly `length` bytes came: they are taken back then. `TooLarge`,
     /// `StorageFull` or `Internal`.
     pub async fn end(self, length: Option<u64>) -> Result<u64> {
-        let Self { pieces, task, start, before } = self;
+        let Self { pieces, task, before } = self;
         drop(pieces);
         let (mut state, written) =
             task.await.map_err(|e| Error::internal("the writer of an upload died", e))?;
         written?;
-        let came = state.written - start;
+        let came = state.so_far.written - before.written;
         match length {
             Some(length) if length != came => {
-                state.file.set_len(start).map_err(unwritable)?;
-                (state.written, state.hasher) = (start, before);
+                state.file.set_len(before.written).map_err(unwritable)?;
+                state.so_far = before;
                 let text = format!("{came} bytes came where Content-Range says {length}");
                 Err(Error::new(Kind::SizeInvalid, text))
             }
-            _ => Ok(state.written),
+            _ => Ok(state.so_far.written),
         }
     }
 }
@@ -312,35 +342,76 @@ fn write(
     size_max: u64,
 ) -> (OwnedMutexGuard<State>, Result<()>) {
     while let Some(piece) = inbox.blocking_recv() {
-        let end = state.written + piece.len() as u64;
-        if end > size_max {
+        if state.so_far.written + piece.len() as u64 > size_max {
             let text = format!("blobs of more than {size_max} bytes are not taken");
             return (state, Err(Error::new(Kind::TooLarge, text)));
         }
-        if let Err(error) = state.file.write_all_at(&piece, state.written) {
-            // What was half written is written over by whoever goes on.
-            return (state, Err(unwritable(error)));
+        if let Err(error) = state.take(&piece) {
+            let _ = state.file.set_len(state.so_far.written); // else it is written over later
+            return (state, Err(error));
         }
-        state.hasher.update(&piece);
-        state.written = end;
     }
     (state, Ok(()))
+}
+
+impl SoFar {
+    fn new(algorithm: Algorithm) -> Self {
+        Self { hasher: Hasher::new(algorithm), summing: Summing::default(), written: 0 }
+    }
+
+    fn update(&mut self, piece: &[u8]) {
+        self.hasher.update(piece);
+        self.summing.update(piece);
+        self.written += piece.len() as u64;
+    }
+
+    /// Takes in a file, from its beginning.
+    fn read(file: &File, algorithm: Algorithm) -> io::Result<Self> {
+        let mut so_far = Self::new(algorithm);
+        let mut buffer = vec![0; SLICE_BYTES];
+        loop {
+            match file.read_at(&mut buffer, so_far.written)? {
+                0 => return Ok(so_far),
+                n => so_far.update(&buffer[..n]),
+            }
+        }
+    }
 }
 
 impl State {
     /// The digest of what has come; read again where it was hashed by another algorithm.
     async fn digest(&self, algorithm: Algorithm) -> Result<Digest> {
-        let digest = self.hasher.clone().finish();
+        let digest = self.so_far.hasher.clone().finish();
         if digest.algorithm() == algorithm {
             return Ok(digest);
         }
-        let (file, written) = (self.file.try_clone().map_err(unwritable)?, self.written);
-        let hashed = tokio::task::spawn_blocking(move || hash(&file, algorithm, Some(written)));
-        let (hasher, _) = hashed
+        let file = Arc::clone(&self.file);
+        let read = tokio::task::spawn_blocking(move || SoFar::read(&file, algorithm))
             .await
-            .map_err(|e| Error::internal("hashing an upload was broken off", e))?
-            .map_err(unwritable)?;
-        Ok(hasher.finish())
+            .map_err(|e| Error::internal("hashing an upload was broken off", e))?;
+        Ok(read.map_err(unwritable)?.hasher.finish())
+    }
+
+    /// Writes and hashes a piece, and takes room for it.
+    fn take(&mut self, piece: &[u8]) -> Result<()> {
+        let (at, bytes) = (self.so_far.written, piece.len() as u64);
+        let missing = (at + bytes).saturating_sub(self.room.bytes());
+        if missing > 0 && !self.room.grow(missing.max(ROOM_STEP_BYTES)) {
+            return Err(no_room());
+        }
+        let keeper = Arc::clone(self.room.keeper());
+        let written = self.file.write_all_at(piece, at).or_else(|error| {
+            if is_full(&error) && keeper.relieve(bytes) {
+                self.file.write_all_at(piece, at)
+            } else {
+                Err(error)
+            }
+        });
+        keeper.wrote(written.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
+        written.map_err(unwritable)?;
+        self.room.wrote(bytes);
+        self.so_far.update(piece);
+        Ok(())
     }
 }
 
@@ -357,38 +428,22 @@ fn create(path: &std::path::Path, record: &[u8]) -> io::Result<File> {
     OpenOptions::new().create_new(true).read(true).write(true).open(path)
 }
 
-fn reopen(path: &std::path::Path) -> io::Result<Option<(Owner, State)>> {
+fn reopen(store: &Store, path: &std::path::Path) -> io::Result<Option<(Owner, State)>> {
     let Some(record) = found(fs::read(path.with_extension("json")))? else { return Ok(None) };
     let Ok(owner) = serde_json::from_slice::<Owner>(&record) else { return Ok(None) };
     let Some(algorithm) = Algorithm::parse(&owner.algorithm) else { return Ok(None) };
     let Some(file) = found(OpenOptions::new().read(true).write(true).open(path))? else {
         return Ok(None);
     };
-    let (hasher, written) = hash(&file, algorithm, None)?;
-    Ok(Some((owner, State { file, hasher, written, is_over: false })))
+    let so_far = SoFar::read(&file, algorithm)?;
+    let mut room = store.keeper().reserve(so_far.written).ok_or(io::ErrorKind::StorageFull)?;
+    room.wrote(so_far.written);
+    Ok(Some((owner, State { file: Arc::new(file), so_far, room, is_over: false })))
 }
 
 fn remove(path: &std::path::Path) -> io::Result<()> {
     found(fs::remove_file(path))?;
     found(fs::remove_file(path.with_extension("json"))).map(|_| ())
-}
-
-fn hash(file: &File, algorithm: Algorithm, end: Option<u64>) -> io::Result<(Hasher, u64)> {
-    let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; SLICE_BYTES];
-    let mut at = 0;
-    loop {
-        let room = end.map_or(buffer.len(), |end| {
-            usize::try_from(end - at).unwrap_or(buffer.len()).min(buffer.len())
-        });
-        match file.read_at(&mut buffer[..room], at)? {
-            0 => return Ok((hasher, at)),
-            n => {
-                hasher.update(&buffer[..n]);
-                at += n as u64;
-            }
-        }
-    }
 }
 
 fn unknown(id: &UploadId) -> Error {

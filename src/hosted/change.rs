@@ -9,13 +9,12 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::folder::{self, Folder, Member};
-use super::{Hosted, unknown_manifest, unreadable, unwritable};
+use super::{Hosted, no_room, unknown_manifest, unreadable, unwritable};
 use crate::digest::{Algorithm, Digest};
-use crate::disk::Disk;
 use crate::error::{Error, Kind, Result};
 use crate::name::{Reference, Repository, Tag};
 use crate::pushed::Pushed;
-use crate::store::TagRecord;
+use crate::store::{Store, TagRecord};
 
 /// A manifest that was kept.
 #[derive(Clone, Debug)]
@@ -39,10 +38,10 @@ impl Hosted {
         repository: &Repository,
         digest: Digest,
         size: u64,
-        publish: impl FnOnce(&Disk) -> io::Result<()> + Send + 'static,
+        publish: impl FnOnce(&Store) -> io::Result<()> + Send + 'static,
     ) -> Result<()> {
-        let arriving = self.held.arriving(&digest);
-        self.store.blocking(move |store| publish(store.disk())).await.map_err(unwritable)?;
+        let arriving = self.held().arriving(&digest);
+        self.store.blocking(publish).await.map_err(unwritable)?;
         let (key, r) = ((repository.clone(), digest), repository.clone());
         self.change(repository, move |me, folder| {
             let member = match folder.member(&digest).map_err(unreadable)? {
@@ -69,7 +68,7 @@ impl Hosted {
         digest: Digest,
     ) -> Result<bool> {
         // Announced first: what is found now is not removed before it is linked.
-        let arriving = self.held.arriving(&digest);
+        let arriving = self.held().arriving(&digest);
         if self.member(from, &digest).await?.is_none() {
             return Ok(false);
         }
@@ -110,7 +109,8 @@ impl Hosted {
             return Err(Error::new(Kind::DigestInvalid, text));
         }
         let pushed = Pushed::read(&bytes, content_type)?;
-        let arriving = self.held.arriving(&digest);
+        self.store.keeper().scanned().await; // room is only known from then on
+        let arriving = self.held().arriving(&digest);
         let kept = Kept { digest, subject: pushed.subject, tags };
         let (r, done) = (repository.clone(), kept.clone());
         self.change(repository, move |me, folder| {
@@ -171,7 +171,10 @@ impl Hosted {
         for held in pushed.holds() {
             folder.touch(held).map_err(unwritable)?;
         }
+        let lease = self.store.keeper().reserve(size).ok_or_else(no_room)?;
         disk.put_blob(digest, bytes).map_err(unwritable)?;
+        drop(lease);
+        self.store.keeper().published(digest, size);
         if let Some(subject) = &pushed.subject {
             let descriptor = descriptor(pushed, digest, size);
             folder.set_referrer(disk, subject, digest, &descriptor).map_err(unwritable)?;
@@ -318,7 +321,7 @@ impl Hosted {
         self.members.invalidate(&key);
         self.touched.invalidate(&key);
         self.usage.invalidate(repository);
-        self.held.dropped(digest);
+        self.held().dropped(digest);
         if let Some(subject) = subject {
             folder.drop_referrer(&subject, digest).map_err(unwritable)?;
         }

@@ -320,16 +320,6 @@ fn unflat(name: &str) -> Option<Digest> {
     Digest::parse(&name.replacen('-', ":", 1)).ok()
 }
 
-/// Removes content that nothing links to any more; its bytes, where it was there.
-///
-/// # Errors
-/// What the file system says.
-pub fn drop_content(disk: &Disk, digest: &Digest) -> io::Result<Option<u64>> {
-    let path = disk.blob_path(digest);
-    let Some(size) = found(fs::metadata(&path))?.map(|m| m.len()) else { return Ok(None) };
-    Ok(remove_synced(&path)?.then_some(size))
-}
-
 /// The size of content, by its file.
 ///
 /// # Errors

@@ -73,23 +73,23 @@ impl Hosted {
             .collecting
             .try_lock()
             .map_err(|_| busy("garbage is being collected already; wait for its end"))?;
-        if !self.held.is_complete() {
+        if self.held().is_learning() {
             return Err(busy("what is hosted is still being read; try again in a moment"));
         }
         let mut report = Report { dry_run, ..Report::default() };
-        let lost = self.held.collection_begins();
+        let lost = self.held().collection_begins();
         let mut removed = lost.clone();
         let done = self.collect_all(grace, &mut report, &mut removed).await;
         let done = match done {
             Ok(()) if !dry_run => self.remove_content(removed, &mut report).await,
             done => {
                 for digest in &lost {
-                    self.held.dropped(digest);
+                    self.held().dropped(digest);
                 }
                 done
             }
         };
-        self.held.collection_ends();
+        self.held().collection_ends();
         done.map(|()| report)
     }
 
@@ -238,16 +238,17 @@ impl Hosted {
             .map_err(unreadable)?;
             let mut bytes = 0;
             for digest in &lost {
-                let remove = || {
-                    if cached.contains(digest) {
-                        return Ok(None); // it stays, and may be evicted from now on
+                let size = folder::content_size(disk, digest).map_err(unreadable)?;
+                let is_cached = cached.contains(digest);
+                let remove = || if is_cached { Ok(()) } else { disk.remove_blob(digest) };
+                match me.held().release(digest, remove).transpose().map_err(unwritable)? {
+                    Some(()) if is_cached => me.store.keeper().pin(digest, false),
+                    Some(()) => {
+                        me.store.keeper().forget(digest);
+                        bytes += size.unwrap_or_default();
                     }
-                    let size = folder::drop_content(disk, digest);
-                    me.store.forget(digest);
-                    size
-                };
-                let size = me.held.release(digest, remove).transpose().map_err(unwritable)?;
-                bytes += size.flatten().unwrap_or_default();
+                    None => {}
+                }
             }
             Ok(bytes)
         })

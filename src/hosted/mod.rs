@@ -8,7 +8,6 @@
 mod change;
 pub mod folder;
 pub mod gc;
-pub mod held;
 mod lists;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,15 +22,15 @@ use crate::cache;
 use crate::config;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::held::Held;
 use crate::limits::RECORDS_MAX;
 use crate::manifests::Found;
 use crate::name::{Reference, Repository, Tag};
 use crate::patterns;
-use crate::store::{Content, Store, TagRecord};
+use crate::store::{Content, Store, TagRecord, is_full};
 
 pub use change::Kept;
 use folder::{Folder, Member};
-pub use held::Held;
 pub use lists::Page;
 
 /// Locks for the records of repositories; each stands for many. More would only be more memory.
@@ -45,8 +44,6 @@ const TOUCHED_FOR: Duration = Duration::from_secs(60);
 pub struct Hosted {
     store: Arc<Store>,
     settings: config::Hosted,
-    /// Which content is hosted, for whoever evicts.
-    pub held: Held,
     /// Each counts the changes made under it.
     locks: Vec<Arc<RwLock<u64>>>,
     members: Cache<(Repository, Digest), Member>,
@@ -59,10 +56,10 @@ pub struct Hosted {
 impl Hosted {
     /// The repositories in a store's folder. Their links are yet to be read: see `learn`.
     pub fn new(store: Arc<Store>, settings: config::Hosted) -> Self {
+        store.keeper().held.learn();
         Self {
             store,
             settings,
-            held: Held::default(),
             locks: (0..LOCKS).map(|_| Arc::default()).collect(),
             members: Cache::new(RECORDS_MAX),
             tags: Cache::new(RECORDS_MAX),
@@ -70,6 +67,11 @@ impl Hosted {
             usage: Cache::new(10_000),
             collecting: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Which content is hosted, for whoever evicts.
+    fn held(&self) -> &Held {
+        &self.store.keeper().held
     }
 
     /// What the configuration says of hosted repositories.
@@ -88,10 +90,12 @@ impl Hosted {
                 folder::repositories(store.disk(), None, |repository| {
                     let mut found = Vec::new();
                     let listed = me.folder(&repository).members(|digest| found.push(digest));
-                    me.held.found(&found);
+                    me.held().found(&found);
                     listed.is_ok()
                 })?;
-                me.held.complete();
+                me.held().learnt();
+                // Until now nothing could leave.
+                store.keeper().make_room();
                 Ok(())
             })
             .await
@@ -293,11 +297,15 @@ fn unreadable(error: io::Error) -> Error {
 
 /// The disk refused to keep something.
 pub fn unwritable(error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(Kind::StorageFull, "the disk is full; free some space and push again")
-                .because(error)
-        }
-        _ => Error::internal("cannot write to a hosted repository", error),
+    if is_full(&error) {
+        return no_room().because(error);
     }
+    Error::internal("cannot write to a hosted repository", error)
+}
+
+/// Nothing more can be kept within the bounds, with all cached content gone.
+pub fn no_room() -> Error {
+    let text =
+        "there is no room for more; delete something and run `pierhead gc`, or raise max_size";
+    Error::new(Kind::StorageFull, text)
 }

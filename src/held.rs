@@ -6,15 +6,16 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 
-/// The digests that hosted repositories link to, by their first half.
+/// The digests that hosted repositories link to, by their first half. Of a store that hosts nothing
+/// it is empty.
 #[derive(Debug, Default)]
 pub struct Held(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     set: HashSet<u128>,
-    /// Whether the links on disk have all been read.
-    complete: bool,
+    /// Whether links are still being read from the disk.
+    learning: bool,
     /// Content that is being kept, and whose link is yet to be written.
     arriving: HashMap<u128, usize>,
     /// What has been linked since a collection began to look; `None` while there is none.
@@ -31,19 +32,32 @@ pub struct Arriving<'a> {
     short: u128,
 }
 
+impl State {
+    fn contains(&self, short: u128) -> bool {
+        self.learning || self.set.contains(&short) || self.arriving.contains_key(&short)
+    }
+}
+
 impl Held {
-    /// Whether content is hosted, and must not be evicted. Until the links have been read all of it
-    /// counts as such.
+    /// Whether content is hosted. While links are being read all of it counts as such.
     pub fn contains(&self, digest: &Digest) -> bool {
-        let state = self.0.lock();
-        !state.complete
-            || state.set.contains(&digest.short())
-            || state.arriving.contains_key(&digest.short())
+        self.0.lock().contains(digest.short())
     }
 
-    /// Whether the links on disk have all been read.
-    pub fn is_complete(&self) -> bool {
-        self.0.lock().complete
+    /// Whether links are still being read from the disk.
+    pub fn is_learning(&self) -> bool {
+        self.0.lock().learning
+    }
+
+    /// Runs `remove` unless content is hosted. Whoever announces the same content meanwhile waits.
+    pub fn unless_hosted<T>(&self, digest: &Digest, remove: impl FnOnce() -> T) -> Option<T> {
+        let state = self.0.lock();
+        (!state.contains(digest.short())).then(remove)
+    }
+
+    /// Links are going to be read from the disk.
+    pub fn learn(&self) {
+        self.0.lock().learning = true;
     }
 
     /// Notes links that were found on disk.
@@ -52,8 +66,8 @@ impl Held {
     }
 
     /// Notes that all links on disk have been found.
-    pub fn complete(&self) {
-        self.0.lock().complete = true;
+    pub fn learnt(&self) {
+        self.0.lock().learning = false;
     }
 
     /// Announces content that is about to be kept and linked.
@@ -126,14 +140,16 @@ mod tests {
     fn what_arrives_or_has_arrived_since_is_not_released() {
         let held = Held::default();
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        assert!(held.contains(&digest), "all counts as held until the links are read");
-        held.complete();
-        assert!(!held.contains(&digest));
+        held.learn();
+        assert!(held.contains(&digest), "all counts as hosted until the links are read");
+        held.learnt();
+        assert!(!held.contains(&digest) && held.unless_hosted(&digest, || ()).is_some());
         held.collection_begins();
         let arriving = held.arriving(&digest);
         assert!(held.contains(&digest) && held.release(&digest, || ()).is_none());
         arriving.linked();
         assert!(held.contains(&digest) && held.release(&digest, || ()).is_none());
+        assert!(held.unless_hosted(&digest, || ()).is_none());
         held.collection_ends();
         held.dropped(&digest);
         assert!(held.collection_begins().contains(&digest));
