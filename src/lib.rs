@@ -102,4 +102,6 @@ pub mod client;
 
 pub mod demo;
 
+pub mod order;
+
 pub mod cli;
