@@ -8,6 +8,7 @@
 //! - [`scripted`] puts them together; [`registry`] and [`auth`] say what a registry answers;
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
 //! - [`mirror`] runs the real binary;
+//! - [`push`] pushes to it;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
 pub(crate) mod auth;
@@ -18,6 +19,7 @@ pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod listener;
 pub(crate) mod mirror;
+pub(crate) mod push;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;
