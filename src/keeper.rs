@@ -276,6 +276,11 @@ impl Keeper {
         self.report(&index);
     }
 
+    /// Closes the files of what has left: until then the disk does not get its room back.
+    pub fn close_gone(&self) {
+        self.large.run_pending_tasks();
+    }
+
     fn last_use(&self, digest: &Digest) -> u32 {
         let small = self.small.get(digest).map(|s| s.used.load(Ordering::Relaxed));
         let large = || self.large.get(digest).map(|l| l.used.load(Ordering::Relaxed));

@@ -250,6 +250,7 @@ impl Hosted {
                     None => {}
                 }
             }
+            me.store.keeper().close_gone();
             Ok(bytes)
         })
         .await?;
