@@ -10,8 +10,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;
+use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
-use crate::{demo, run, telemetry};
+use crate::{demo, order, run, telemetry};
 
 /// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
 const BAD_CONFIGURATION: u8 = 64;
@@ -58,6 +59,20 @@ enum Command {
         /// Write containerd's `hosts.toml` files below this folder instead of printing them.
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
+    },
+    /// Remove hosted content that no tag and no referrer holds.
+    Gc {
+        #[command(flatten)]
+        file: File,
+        /// Only tell what would go, and why.
+        #[arg(long)]
+        dry_run: bool,
+        /// How long nobody must have had a use for it, instead of the configured `gc_grace`.
+        #[arg(long, value_name = "TIME")]
+        grace: Option<String>,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Pull a sample image twice through a mirror, with an upstream that needs no network.
     Demo {
@@ -129,6 +144,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Client { client, file, listen, write } => {
             print_client(client, &file, listen, write.as_deref())
         }
+        Command::Gc { file, dry_run, grace, json } => gc(&file, dry_run, grace.as_deref(), json),
         Command::Demo { json } => demo(json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pierhead", &mut std::io::stdout());
@@ -300,6 +316,31 @@ fn print_client(
         }
     );
     ExitCode::SUCCESS
+}
+
+fn gc(file: &File, dry_run: bool, grace: Option<&str>, json: bool) -> ExitCode {
+    let loaded = match load(file, &Overrides::default()) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let grace = match grace.map(Span::parse).transpose() {
+        Ok(grace) => grace,
+        Err(error) => {
+            eprintln!("error: --grace: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = runtime(1).and_then(|runtime| {
+        let report = runtime.block_on(order::collect(&loaded.config, dry_run, grace))?;
+        if json { Ok(format!("{report:#}\n")) } else { order::in_words(&report) }
+    });
+    match outcome {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
 }
 
 fn demo(json: bool) -> ExitCode {

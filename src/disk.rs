@@ -115,6 +115,11 @@ impl Disk {
         fs::remove_file(path)
     }
 
+    /// The folder itself, for the rooms that keep files of their own in it.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where a digest's content lies.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
@@ -356,8 +361,11 @@ impl Disk {
         self.root.join("fills").join(format!("tmp-{}-{n}", std::process::id()))
     }
 
-    /// Writes a small file as a whole or not at all, for good.
-    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+    /// Writes a small file as a whole or not at all.
+    ///
+    /// # Errors
+    /// What the file system says; the file is as it was.
+    pub fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let stage = self.stage_name();
         let write = || {
             let mut file = File::create_new(&stage)?;
@@ -447,7 +455,24 @@ fn folder(path: &Path, strangers: &mut usize) -> io::Result<Vec<io::Result<fs::D
     }
 }
 
-fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// Removes a file, so that it stays gone after a power loss. `false`: it was not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove_synced(path: &Path) -> io::Result<bool> {
+    if found(fs::remove_file(path))?.is_none() {
+        return Ok(false);
+    }
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    File::open(folder)?.sync_all()?;
+    Ok(true)
+}
+
+/// `None` for what is not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

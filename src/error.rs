@@ -45,6 +45,14 @@ pub enum Kind {
     ManifestInvalid,
     /// No such blob.
     BlobUnknown,
+    /// A manifest that is pushed and names content which its repository does not have.
+    ManifestBlobUnknown,
+    /// No such upload, or somebody else's.
+    BlobUploadUnknown,
+    /// A length that is not the announced one.
+    SizeInvalid,
+    /// A body larger than what is taken.
+    TooLarge,
     /// A range that cannot be met.
     RangeInvalid,
     /// A page size or position that makes no sense.
@@ -67,6 +75,8 @@ pub enum Kind {
     BadUpstream,
     /// The mirror cannot keep this: its disk is full or fails. Those who wait go on without it.
     DiskFailed,
+    /// The disk is full.
+    StorageFull,
     /// The mirror failed.
     Internal,
 }
@@ -83,6 +93,10 @@ impl Kind {
             Self::ManifestUnknown => ("MANIFEST_UNKNOWN", StatusCode::NOT_FOUND),
             Self::ManifestInvalid => ("MANIFEST_INVALID", StatusCode::BAD_REQUEST),
             Self::BlobUnknown => ("BLOB_UNKNOWN", StatusCode::NOT_FOUND),
+            Self::ManifestBlobUnknown => ("MANIFEST_BLOB_UNKNOWN", StatusCode::BAD_REQUEST),
+            Self::BlobUploadUnknown => ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND),
+            Self::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST),
+            Self::TooLarge => ("SIZE_INVALID", StatusCode::PAYLOAD_TOO_LARGE),
             Self::RangeInvalid => ("RANGE_INVALID", StatusCode::RANGE_NOT_SATISFIABLE),
             Self::PaginationInvalid => ("PAGINATION_NUMBER_INVALID", StatusCode::BAD_REQUEST),
             Self::BadRequest => ("UNSUPPORTED", StatusCode::BAD_REQUEST),
@@ -92,6 +106,7 @@ impl Kind {
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable | Self::NoLogin => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
             Self::BadUpstream => ("UNKNOWN", StatusCode::BAD_GATEWAY),
+            Self::StorageFull => ("UNAVAILABLE", StatusCode::INSUFFICIENT_STORAGE),
             Self::DiskFailed | Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -111,7 +126,7 @@ impl Kind {
             Self::TooManyRequests | Self::Unavailable | Self::NoLogin | Self::BadUpstream => {
                 Fault::Upstream
             }
-            Self::DiskFailed | Self::Internal => Fault::Mirror,
+            Self::DiskFailed | Self::StorageFull | Self::Internal => Fault::Mirror,
             _ => Fault::Client,
         }
     }

@@ -28,6 +28,8 @@ pub mod range;
 
 pub mod media;
 
+pub mod pushed;
+
 pub mod patterns;
 
 pub mod cache;
@@ -50,6 +52,8 @@ pub mod flight;
 pub mod disk;
 
 pub mod blocks;
+
+pub mod held;
 
 pub mod keeper;
 
@@ -75,6 +79,10 @@ pub mod blobs;
 
 pub mod pages;
 
+pub mod hosted;
+
+pub mod uploads;
+
 // Shell: sockets, answers, commands.
 pub mod telemetry;
 
@@ -88,6 +96,10 @@ pub mod express;
 
 pub mod answer;
 
+pub mod receive;
+
+pub mod hosting;
+
 pub mod server;
 
 pub mod admin;
@@ -97,5 +109,7 @@ pub mod run;
 pub mod client;
 
 pub mod demo;
+
+pub mod order;
 
 pub mod cli;

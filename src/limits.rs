@@ -34,7 +34,22 @@ pub const RANGES_MAX: usize = 200;
 pub const REFERRER_PAGES_MAX: usize = 20;
 
 /// JSON nesting in a manifest. Real ones need five levels; `serde_json` itself stops at 128.
-pub const MANIFEST_DEPTH_MAX: usize = 32;
+pub const MANIFEST_DEPTH_MAX: usize = 24;
+
+/// Names in one page of tags or of the catalog, however many are asked for: more pages follow.
+pub const PAGE_NAMES_MAX: usize = 10_000;
+
+/// Descriptors in one page of a hosted repository's referrers.
+pub const PAGE_REFERRERS_MAX: usize = 1000;
+
+/// Where a page of referrers ends, as annotations make descriptors large.
+pub const PAGE_REFERRERS_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Tags that one push of a manifest may set. The specification asks for 10 at least.
+pub const PUSHED_TAGS_MAX: usize = 64;
+
+/// Uploads under way whose file and hash are kept open; others are read anew when they go on.
+pub const UPLOADS_OPEN_MAX: usize = 1024;
 
 /// What is kept back of a blob until its digest is known to be right.
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;

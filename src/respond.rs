@@ -180,7 +180,7 @@ fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
         head.append_header(name, value).map_err(text)?;
     }
     match answer.body.length() {
-        _ if answer.status == StatusCode::NOT_MODIFIED => {}
+        _ if matches!(answer.status, StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT) => {}
         Some(length) => head.insert_header(http::header::CONTENT_LENGTH, length).map_err(text)?,
         None => head.insert_header(http::header::TRANSFER_ENCODING, "chunked").map_err(text)?,
     }

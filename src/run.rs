@@ -54,8 +54,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
+    // Only now: what is hosted must be known to be before anything can leave.
     upkeep::start(&store, config.cache.scrub_rate.bytes());
-    let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
     let admin = bind(&[config.admin])?;
@@ -66,7 +67,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
+    let tended = Arc::clone(&mirror);
     let services = vec![
+        tokio::spawn(async move { tended.hosting.tend().await }),
         serve("pull", pull, limited, pull_stopped)?,
         serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
     ];

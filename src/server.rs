@@ -20,6 +20,7 @@ use crate::config::{self, Config};
 use crate::error::{Error, Fault, Kind, Result};
 use crate::express::{self, About, Express};
 use crate::fill::Fills;
+use crate::hosting::Hosting;
 use crate::hot;
 use crate::manifests::{Found, Manifests};
 use crate::metrics::Metrics;
@@ -27,6 +28,7 @@ use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
 use crate::patterns::Patterns;
 use crate::prefetch::Prefetch;
+use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
@@ -57,6 +59,8 @@ pub struct Mirror {
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
     prefetch: Arc<Prefetch>,
+    /// The repositories that live here.
+    pub hosting: Hosting,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -109,6 +113,8 @@ impl Mirror {
             };
             origins.insert(Arc::clone(upstream.name()), origin);
         }
+        table.host(&config.hosted.repositories);
+        let hosting = Hosting::new(&store, &config.hosted);
         let fills = Arc::new(Fills::new(Arc::clone(&store), Arc::clone(&metrics)));
         let prefetch = Arc::new(Prefetch::new(
             Arc::clone(&store),
@@ -127,6 +133,7 @@ impl Mirror {
             manifests,
             blobs,
             prefetch,
+            hosting,
             fills,
             store,
             metrics,
@@ -138,24 +145,39 @@ impl Mirror {
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
     /// fetched, answered.
-    async fn answer(&self, request: &Request, account: &mut Account) -> Result<Answer> {
+    async fn answer(
+        &self,
+        request: &Request,
+        session: &mut ServerSession,
+        account: &mut Account,
+    ) -> Result<Answer> {
         let route = self.table.route(
             &request.method,
             &request.path,
             request.query.as_deref(),
             request.host.as_deref(),
         )?;
+        account.kind = kind_of(&route.action);
         let Some(target) = &route.target else {
-            account.kind = "ping";
-            return Ok(answer::ping());
+            return match route.action {
+                Action::Catalog(n, last) => self.hosting.catalog(n, last).await,
+                _ => Ok(answer::ping()),
+            };
         };
         account.take(&route.action, target);
+        if target.is_hosted() {
+            let mut body = Incoming::new(session, self.settings.send_timeout.get());
+            return self
+                .hosting
+                .answer(&route.action, target, &request.conditions, &mut body)
+                .await;
+        }
         let origin = self.admit(target)?;
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
         let head = request.conditions.head;
         let mut answer = match &route.action {
-            Action::Ping => answer::ping(),
+            Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
             Action::Manifest(reference) => {
                 let found = self.manifest(origin, &place, reference, head).await?;
                 answer::manifest(found, &request.conditions)
@@ -170,7 +192,7 @@ impl Mirror {
             Action::Tags(page) => answer::tags(
                 pages::tags(&origin.upstream, target, page, route.namespace.as_deref()).await?,
             ),
-            Action::Referrers(subject, types) => {
+            Action::Referrers(subject, types, _) => {
                 self.referrers(origin, &place, subject, types).await?
             }
         };
@@ -283,7 +305,7 @@ impl HttpServerApp for Mirror {
         }
         let request = Request::take(&session, received);
         let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(&request, &mut account).await {
+        let mut answer = match self.answer(&request, &mut session, &mut account).await {
             Ok(answer) => answer,
             Err(error) => {
                 log_failure(&request, &error);
@@ -302,6 +324,7 @@ impl HttpServerApp for Mirror {
         if self.access_log {
             line.log();
         }
+        receive::linger(&mut session).await;
         finish(session, &sent).await
     }
 
@@ -407,15 +430,21 @@ impl Account {
     fn take(&mut self, action: &Action, target: &Target) {
         self.upstream = Some(Arc::clone(&target.upstream));
         self.repository = Some(target.repository.clone());
-        self.is_immutable =
-            matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
-        self.kind = match action {
-            Action::Ping => "ping",
-            Action::Manifest(_) => "manifest",
-            Action::Blob(_) => "blob",
-            Action::Tags(_) => "tags",
-            Action::Referrers(..) => "referrers",
-        };
+        // What is hosted here can be deleted, and is gone at once then.
+        self.is_immutable = !target.is_hosted()
+            && matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
+    }
+}
+
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::Ping => "ping",
+        Action::Manifest(_) => "manifest",
+        Action::Blob(_) => "blob",
+        Action::Tags(_) => "tags",
+        Action::Referrers(..) => "referrers",
+        Action::Catalog(..) => "catalog",
+        Action::Push(push) => push.kind(),
     }
 }
 

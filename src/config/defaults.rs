@@ -8,7 +8,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::units::{Free, Size, Span};
-use super::{Auth, Cache, Config, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN};
+use super::{
+    Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN,
+};
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
@@ -24,6 +26,7 @@ impl Default for Config {
             cache: Cache::default(),
             default_upstream: Some(DEFAULT_UPSTREAM.to_owned()),
             upstreams: upstreams.collect::<BTreeMap<_, _>>(),
+            hosted: Hosted::default(),
             server: Server::default(),
             log: Log::default(),
         }
@@ -107,6 +110,21 @@ pub(super) fn well_known(name: &str) -> (String, &'static [&'static str]) {
     }
 }
 
+impl Default for Hosted {
+    fn default() -> Self {
+        Self {
+            repositories: Vec::new(),
+            sparse: false,
+            max_blob_size: Size::gib(0),
+            immutable: Vec::new(),
+            quotas: Vec::new(),
+            gc_grace: Span::secs(7 * 24 * 3600),
+            gc_interval: Span::secs(3600),
+            upload_expiry: Span::secs(24 * 3600),
+        }
+    }
+}
+
 impl Default for Server {
     fn default() -> Self {
         Self {
@@ -131,12 +149,18 @@ mod tests {
     use super::*;
     use crate::config::Loaded;
 
+    /// What the built-in file says beyond the defaults: it hosts names of one component.
+    fn built_in() -> Config {
+        let hosted = Hosted { repositories: vec!["*".to_owned()], ..Hosted::default() };
+        Config { hosted, ..Config::default() }
+    }
+
     #[test]
     fn the_built_in_configuration_is_the_default() {
         let Loaded { config, warnings, .. } =
             Config::load(None, [], &crate::config::Overrides::default()).unwrap();
         let json = |config: &Config| serde_json::to_value(config).unwrap();
-        assert_eq!(json(&config), json(&Config::default()));
+        assert_eq!(json(&config), json(&built_in()));
         assert!(warnings.is_empty());
     }
 
@@ -145,8 +169,15 @@ mod tests {
         let text = crate::config::init();
         let json = serde_json::to_value(Config::default()).unwrap();
         let hub = &json["upstreams"]["docker.io"];
-        let sections =
-            [&json, &json["cache"], &json["server"], &json["log"], hub, &hub["ratelimit"]];
+        let sections = [
+            &json,
+            &json["cache"],
+            &json["hosted"],
+            &json["server"],
+            &json["log"],
+            hub,
+            &hub["ratelimit"],
+        ];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
         let others = ["private", "username", "password", "password_file", "max_connections"];
         let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy"];
@@ -179,7 +210,7 @@ mod tests {
         let loaded =
             Config::parse("opened", &text.join("\n")).unwrap_or_else(|faults| panic!("{faults}"));
         let json = |config: &Config| serde_json::to_value(config).unwrap();
-        assert_eq!(json(&loaded.config), json(&Config::default()));
+        assert_eq!(json(&loaded.config), json(&built_in()));
         let opened = loaded.origins.keys().filter(|path| path.len() > 1).count();
         assert!(opened > 20, "only {opened} keys were found");
     }

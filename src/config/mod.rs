@@ -16,6 +16,7 @@ use units::{Free, Size, Span};
 mod auth;
 mod check;
 mod check_auth;
+mod check_hosted;
 mod check_upstreams;
 mod de;
 mod defaults;
@@ -57,6 +58,8 @@ pub struct Config {
     /// is ever dialled. Default: the well-known public registries.
     #[schemars(with = "BTreeMap<String, Option<Upstream>>")]
     pub upstreams: BTreeMap<String, Upstream>,
+    /// The repositories that live here, beside the mirror. Default: none.
+    pub hosted: Hosted,
     /// How the server treats its connections.
     pub server: Server,
     /// What is written to standard error.
@@ -162,6 +165,50 @@ pub struct RateLimit {
     /// What is kept for content that is not held: when no more than this is left, held tags are
     /// served without asking; never more than a tenth of the limit. Default `10`.
     pub reserve: u64,
+}
+
+/// The repositories that live here and can be pushed to. A name that is hosted is never asked
+/// upstream, whatever exists.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hosted {
+    /// Patterns of the names that live here: `*` for names of one component, `team/**`. Empty
+    /// hosts nothing, and pushes are refused.
+    pub repositories: Vec<String>,
+    /// Whether a manifest may name content that is not there. Default `false`.
+    pub sparse: bool,
+    /// The largest blob that is taken; 0 takes any. Default `0`.
+    pub max_blob_size: Size,
+    /// Tags that can be set once and neither moved nor deleted.
+    pub immutable: Vec<Immutable>,
+    /// How much repositories may hold.
+    pub quotas: Vec<Quota>,
+    /// How long content stays that no tag and no referrer holds. Default `7d`.
+    pub gc_grace: Span,
+    /// How often such content is looked for; 0 leaves it to `pierhead gc`. Default `1h`.
+    pub gc_interval: Span,
+    /// How long an upload may rest before it is given up. Default `1d`.
+    pub upload_expiry: Span,
+}
+
+/// Tags that can be set once.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Immutable {
+    /// Patterns of repositories.
+    pub repositories: Vec<String>,
+    /// Patterns of tags, such as `v*`.
+    pub tags: Vec<String>,
+}
+
+/// How much each repository that fits a pattern may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Patterns of repositories.
+    pub repositories: Vec<String>,
+    /// Bytes of its content, whoever else holds the same.
+    pub max_size: Size,
 }
 
 /// How the server treats its connections.

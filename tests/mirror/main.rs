@@ -11,6 +11,11 @@
 
 mod broken;
 mod fills;
+mod hosted_crash;
+mod hosted_gc;
+mod hosted_manifests;
+mod hosted_push;
+mod hosted_rules;
 mod life;
 mod limits;
 mod logins;

@@ -161,6 +161,11 @@ impl Mirror {
         Ask::new(self.running().admin, Method::GET, path)
     }
 
+    /// POST on the admin address.
+    pub(crate) fn post_admin(&self, path: &str) -> Ask {
+        Ask::new(self.running().admin, Method::POST, path)
+    }
+
     /// Pulls by tag as containerd does, checks every byte, and returns the Cache-Status of each
     /// answer.
     pub(crate) async fn pull(&self, repository: &str, tag: &str, image: &Image) -> Vec<String> {

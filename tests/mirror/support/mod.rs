@@ -9,6 +9,7 @@
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
 //! - [`cloud`] are the token services of clouds;
 //! - [`mirror`] runs the real binary;
+//! - [`push`] pushes to it;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
 pub(crate) mod auth;
@@ -20,6 +21,7 @@ pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod listener;
 pub(crate) mod mirror;
+pub(crate) mod push;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;
