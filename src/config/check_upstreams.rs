@@ -97,7 +97,7 @@ impl Checker<'_> {
         }
         if upstream.insecure {
             let text = format!(
-                "anybody on the way can pose as {name}, and gets its login; better name its                  certificate in `ca`"
+                "anybody on the way can pose as {name}, and gets its login; better name its certificate in `ca`"
             );
             self.warn(&at("insecure"), &text);
         }
