@@ -59,6 +59,9 @@ enum Command {
         /// Write containerd's `hosts.toml` files below this folder instead of printing them.
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
+        /// Take away the files that `--write` has written below this folder.
+        #[arg(long, value_name = "DIR", conflicts_with = "write")]
+        remove: Option<PathBuf>,
     },
     /// Remove hosted content that no tag and no referrer holds.
     Gc {
@@ -141,7 +144,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve { file, overrides } => serve(&file, overrides),
         Command::Check { file, json } => check(&file, json),
         Command::Config { what } => config_command(&what),
-        Command::Client { client, file, listen, write } => {
+        Command::Client { remove: Some(folder), .. } => remove_client(&folder),
+        Command::Client { client, file, listen, write, remove: None } => {
             print_client(client, &file, listen, write.as_deref())
         }
         Command::Gc { file, dry_run, grace, json } => gc(&file, dry_run, grace.as_deref(), json),
@@ -293,17 +297,7 @@ fn print_client(
             eprintln!("error: --write goes with containerd only");
             return ExitCode::from(2);
         }
-        return match mirror.write_containerd(folder) {
-            Ok(paths) => {
-                for path in paths {
-                    println!("{}", path.display());
-                }
-                ExitCode::SUCCESS
-            }
-            Err(e) => failed(
-                &anyhow::Error::new(e).context(format!("cannot write below {}", folder.display())),
-            ),
-        };
+        return list(mirror.write_containerd(folder), "write", folder);
     }
     print!(
         "{}",
@@ -316,6 +310,25 @@ fn print_client(
         }
     );
     ExitCode::SUCCESS
+}
+
+/// Needs no configuration: it runs where the mirror has gone.
+fn remove_client(folder: &Path) -> ExitCode {
+    list(client::remove_containerd(folder), "remove", folder)
+}
+
+fn list(paths: std::io::Result<Vec<PathBuf>>, what: &str, folder: &Path) -> ExitCode {
+    match paths {
+        Ok(paths) => {
+            for path in paths {
+                println!("{}", path.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(e) => failed(
+            &anyhow::Error::new(e).context(format!("cannot {what} below {}", folder.display())),
+        ),
+    }
 }
 
 fn gc(file: &File, dry_run: bool, grace: Option<&str>, json: bool) -> ExitCode {

@@ -107,6 +107,7 @@ impl Keeper {
         large: Cache<Digest, Arc<Large>>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
         Self {
             disk,
             bounds,

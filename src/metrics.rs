@@ -33,6 +33,8 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Objects held on disk.
     pub cache_objects: IntGauge,
+    /// Bytes that the disk may hold.
+    pub cache_limit_bytes: IntGauge,
     /// Bytes held in memory.
     pub memory_bytes: IntGauge,
     evictions: IntCounterVec,
@@ -148,6 +150,7 @@ impl Metrics {
             fills: counters(r, "fills_total", "Downloads ended, by result.", &["result"])?,
             cache_bytes: gauge(r, "cache_bytes", "Bytes held on disk.")?,
             cache_objects: gauge(r, "cache_objects", "Objects held on disk.")?,
+            cache_limit_bytes: gauge(r, "cache_limit_bytes", "Bytes that the disk may hold.")?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
             evictions: counters(
                 r,
@@ -164,6 +167,13 @@ impl Metrics {
             connections: gauge(r, "connections", "Connections that clients hold open.")?,
             registry: registry.clone(),
         };
+        // Alerts are on rates, which want the series to be there before its first event.
+        for result in ["stored", "broken", "bad_upstream", "not_kept", "failed", "refused"] {
+            metrics.fills.with_label_values(&[result]);
+        }
+        for reason in ["size", "free", "age", "purged", "rotten"] {
+            metrics.evictions.with_label_values(&[reason]);
+        }
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
@@ -209,6 +219,11 @@ impl Metrics {
             .with_label_values(&[upstream, endpoint, kind, status_text(status.as_u16())])
             .inc();
         self.upstream_seconds.with_label_values(&[upstream, kind]).observe(took.as_secs_f64());
+    }
+
+    /// Accounts for a request upstream that got no answer.
+    pub fn upstream_error(&self, upstream: &str, endpoint: &str, kind: &str) {
+        self.upstream_requests.with_label_values(&[upstream, endpoint, kind, "error"]).inc();
     }
 
     /// Accounts for body bytes from upstream.

@@ -227,7 +227,10 @@ impl Upstream {
         let response = loop {
             let shown = self.access.show(&self.wire, turn.who(), endpoint, ask, deadline).await?;
             let authorization = shown.authorization.as_ref();
-            let response = self.send(endpoint, ask, authorization, deadline).await?;
+            let sent = self.send(endpoint, ask, authorization, deadline).await;
+            let response = sent.inspect_err(|_| {
+                self.metrics.upstream_error(&self.name, &endpoint.authority, ask.object.as_str());
+            })?;
             turns += 1;
             let status = response.status();
             let learnt = status == StatusCode::UNAUTHORIZED
