@@ -168,7 +168,7 @@ impl Upstream {
             let error = match self.ask_each(ask, &turn, deadline).await {
                 Ok(mut answer) => {
                     turn.answered();
-                    answer._place = place;
+                    answer.place = place;
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -307,7 +307,7 @@ impl Upstream {
             health: Arc::clone(&endpoint.health),
             pace: self.manners.pace(),
             waiting: None,
-            _place: Place::default(),
+            place: Place::default(),
         })
     }
 
