@@ -27,6 +27,7 @@ mod prefetch;
 mod pull;
 mod ranges;
 mod redirects;
+mod registries;
 mod routing;
 mod scripts;
 mod support;
