@@ -47,7 +47,7 @@ impl Hosting {
 
     /// What goes on in the background: events, and garbage.
     pub async fn tend(&self) {
-        tokio::join!(self.hosted.events.deliver(), self.tidy_up());
+        tokio::join!(self.tidy_up(), self.hosted.events.deliver());
     }
 
     /// Reads which content is hosted, then looks for garbage from time to time, for ever.

@@ -94,6 +94,9 @@ impl Events {
     /// Delivers, for ever.
     pub async fn deliver(&self) {
         let sinks = std::mem::take(&mut *self.sinks.lock());
+        if sinks.is_empty() {
+            return;
+        }
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(TRY_WITHIN)

@@ -18,7 +18,10 @@ async fn the_other_layers_come_once_one_is_asked_for() {
     soon("four layers and a manifest", mirror.until_kept(5)).await;
     assert_eq!(upstream.count(&On::get("/blobs/")), 4, "{}", upstream.story());
     let pulled = mirror.pull("team/app", "v1", &image).await;
-    assert!(pulled.iter().filter(|word| word.starts_with("pierhead; hit")).count() >= 5, "{pulled:?}");
+    assert!(
+        pulled.iter().filter(|word| word.starts_with("pierhead; hit")).count() >= 5,
+        "{pulled:?}"
+    );
     assert_eq!(upstream.count(&On::get("/blobs/")), 5, "the config: {}", upstream.story());
 }
 

@@ -29,7 +29,10 @@ async fn the_second_pull_of_an_image_does_not_go_upstream() {
 
     let first = mirror.pull(REPOSITORY, "v1", &image).await;
     // A layer that was fetched ahead may be whole when it is asked for.
-    assert!(first[..3].iter().skip(1).all(|word| word.starts_with("pierhead; fwd=miss")), "{first:?}");
+    assert!(
+        first[..3].iter().skip(1).all(|word| word.starts_with("pierhead; fwd=miss")),
+        "{first:?}"
+    );
     let asked = upstream.count(&On::any(""));
     assert_eq!(upstream.count(&On::get("/manifests/")), 1, "{}", upstream.story());
     assert_eq!(upstream.count(&On::get("/blobs/")), 3, "{}", upstream.story());
