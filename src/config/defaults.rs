@@ -133,6 +133,7 @@ impl Default for Hosted {
             gc_grace: Span::secs(7 * 24 * 3600),
             gc_interval: Span::secs(3600),
             upload_expiry: Span::secs(24 * 3600),
+            events: Vec::new(),
         }
     }
 }

@@ -196,6 +196,19 @@ pub struct Hosted {
     pub gc_interval: Span,
     /// How long an upload may rest before it is given up. Default `1d`.
     pub upload_expiry: Span,
+    /// Who is told of pushes, deletions and first pulls, as `CloudEvents`.
+    pub events: Vec<EventSink>,
+}
+
+/// Somebody who is told what happens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventSink {
+    /// Where the events are posted to.
+    pub url: String,
+    /// A file with the token that is shown there; read for each event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Tags that can be set once.

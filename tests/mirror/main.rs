@@ -12,6 +12,7 @@
 mod broken;
 mod fills;
 mod hosted_crash;
+mod hosted_events;
 mod hosted_gc;
 mod hosted_manifests;
 mod hosted_push;
