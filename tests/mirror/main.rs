@@ -7,6 +7,13 @@
     clippy::disallowed_methods,
     reason = "tests look into files; they serve nobody meanwhile"
 )]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    clippy::assigning_clones,
+    reason = "a test that cannot go on says so, and its sizes are small"
+)]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
 mod broken;
