@@ -41,17 +41,23 @@ impl Admin {
         }
     }
 
-    /// Ready means: not stopping, and the cache folder can be written to. The upstreams do not
-    /// count: held content is served without them.
+    /// Ready means: not stopping. A disk that takes no more is said and does not count, since held
+    /// content is served and the rest is passed on; neither do the upstreams.
     async fn ready(&self, stopping: bool) -> Answer {
         if stopping {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
         match self.mirror.store.blocking(|s| s.disk().probe()).await {
+            Ok(()) if self.mirror.store.keeper().is_in_trouble() => text(
+                StatusCode::OK,
+                "ready; the disk took no more when last asked: content is passed on without being kept\n",
+            ),
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(e) => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &format!("the cache folder cannot be written to: {e}\n"),
+                StatusCode::OK,
+                &format!(
+                    "ready; the cache folder cannot be written to: {e}; content is passed on without being kept\n"
+                ),
             ),
         }
     }

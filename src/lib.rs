@@ -42,6 +42,8 @@ pub mod freshness;
 
 pub mod index;
 
+pub mod spares;
+
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Objects held on disk.
     pub cache_objects: IntGauge,
+    /// Whether the disk takes what is to be kept.
+    pub cache_writable: IntGauge,
     /// Bytes held in memory.
     pub memory_bytes: IntGauge,
     evictions: IntCounterVec,
@@ -131,6 +133,11 @@ impl Metrics {
             fills: counters(r, "fills_total", "Downloads ended, by result.", &["result"])?,
             cache_bytes: gauge(r, "cache_bytes", "Bytes held on disk.")?,
             cache_objects: gauge(r, "cache_objects", "Objects held on disk.")?,
+            cache_writable: gauge(
+                r,
+                "cache_writable",
+                "Whether the last write to the cache folder went well; 0 passes content on unkept.",
+            )?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
             evictions: counters(
                 r,
@@ -147,6 +154,7 @@ impl Metrics {
             connections: gauge(r, "connections", "Connections that clients hold open.")?,
             registry: registry.clone(),
         };
+        metrics.cache_writable.set(1);
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)

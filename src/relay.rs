@@ -49,7 +49,8 @@ impl Relay {
     }
 
     /// Goes on at `position` for a client who has all before it from `file`, which a fill that
-    /// cannot go on has left.
+    /// cannot go on has left. Where the file does not reach so far the client wants a part only,
+    /// which no digest can prove.
     ///
     /// # Errors
     /// `Internal` where the file cannot be read.
@@ -62,9 +63,14 @@ impl Relay {
     ) -> Result<Self> {
         let hasher = tokio::task::spawn_blocking(move || hash_to(&file, digest, position))
             .await
-            .map_err(|e| Error::internal("a hash was dropped", e))?
-            .map_err(|e| Error::internal("cannot read what was downloaded", e))?;
-        Ok(Self::new(upstream, place, digest, Some(hasher), position))
+            .map_err(|e| Error::internal("a hash was dropped", e))?;
+        let hasher = match hasher {
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => None,
+            hasher => {
+                Some(hasher.map_err(|e| Error::internal("cannot read what was downloaded", e))?)
+            }
+        };
+        Ok(Self::new(upstream, place, digest, hasher, position))
     }
 
     fn new(
@@ -94,7 +100,8 @@ impl Relay {
 
     /// Passes on only a part, which begins where the transfer stands or later.
     pub fn only(&mut self, span: Span) {
-        if span.start > 0 || Some(span.end) != self.size {
+        let whole = span.start == 0 && self.size.is_none_or(|size| span.end >= size);
+        if !whole {
             self.hasher = None;
             if span.start != self.position {
                 self.position = span.start;

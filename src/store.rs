@@ -19,6 +19,10 @@ use crate::limits::{OPEN_FILES_MAX, RECORDS_MAX, SMALL_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::name::{Repository, Tag};
 
+/// How long a miss waits for the folder to be read after a start; it is not kept otherwise, since
+/// nobody could tell whether there is room.
+const SCAN_PATIENCE: Duration = Duration::from_secs(3);
+
 /// A repository of an upstream: what rights and records belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -181,6 +185,7 @@ impl Store {
         match found? {
             Some(content) => {
                 self.keeper.used(digest, keeper::now());
+                self.keeper.recheck(digest);
                 Ok(Some(content))
             }
             None => self.rotten(digest).map(|()| None),
@@ -201,7 +206,7 @@ impl Store {
     }
 
     fn remember(&self, digest: &Digest, bytes: Bytes) -> Bytes {
-        let used = AtomicU32::new(keeper::now());
+        let used = AtomicU32::new(0);
         self.small.insert(*digest, Arc::new(Small { bytes: bytes.clone(), used }));
         bytes
     }
@@ -228,9 +233,18 @@ impl Store {
     /// Holds large content open for the next requests.
     pub fn hold(&self, large: Large) -> Arc<Large> {
         let large = Arc::new(large);
-        large.used.store(keeper::now(), Ordering::Relaxed);
         self.large.insert(large.digest, Arc::clone(&large));
         large
+    }
+
+    /// Waits for the folder to be read, but not for long: a miss goes on without being kept then.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub async fn scanned(&self) -> io::Result<()> {
+        tokio::time::timeout(SCAN_PATIENCE, self.keeper.scanned()).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, "the cache folder is still being read")
+        })
     }
 
     /// Sets rotten content aside, so that it is fetched again.
@@ -240,8 +254,12 @@ impl Store {
     pub fn rotten(&self, digest: &Digest) -> io::Result<()> {
         tracing::error!(%digest, "held content does not have its digest; set aside, to be fetched again");
         self.metrics.verify_failures.inc();
-        self.disk.set_aside(digest)?;
+        let aside = self.disk.set_aside(digest);
         self.keeper.forget(digest);
+        if let Some(path) = aside? {
+            let bytes = path.metadata().map(|about| about.len()).unwrap_or_default();
+            self.keeper.spare(path, bytes);
+        }
         Ok(())
     }
 
@@ -254,8 +272,9 @@ impl Store {
         if content.len() as u64 <= SMALL_BYTES_MAX {
             self.remember(&digest, content.clone());
         }
-        self.keeper.scanned().await;
+        let waited = self.scanned().await;
         self.blocking(move |store| {
+            waited?;
             let size = content.len() as u64;
             let lease = store.keeper.reserve(size).ok_or(io::ErrorKind::StorageFull)?;
             let written = store
@@ -264,8 +283,7 @@ impl Store {
                 .or_else(|e| store.again(e, size, || store.disk.put_blob(&digest, &content)));
             store.keeper.wrote(written.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
             written?;
-            drop(lease);
-            store.keeper.published(&digest, size);
+            store.keeper.published(&digest, size, Some(lease));
             Ok(())
         })
         .await

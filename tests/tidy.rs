@@ -110,6 +110,7 @@ fn words_and_decisions_do_no_io() {
         "route",
         "freshness",
         "index",
+        "spares",
     ];
     for (path, text) in sources().iter().filter(|(p, _)| pure.contains(&room(p).as_str())) {
         for word in ["std::fs", "tokio::", "tracing::", "Instant::now", "std::net::Tcp"] {

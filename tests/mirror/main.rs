@@ -9,8 +9,11 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod bounds;
 mod broken;
+mod crash;
 mod fills;
+mod full_disk;
 mod life;
 mod malformed;
 mod manifests;
@@ -18,6 +21,7 @@ mod pages;
 mod pull;
 mod ranges;
 mod redirects;
+mod rot;
 mod routing;
 mod scripts;
 mod support;
