@@ -44,7 +44,7 @@ impl Sampler {
 
     fn most(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        let (most, looks) = self.thread.join().unwrap();
+        let (most, looks) = self.thread.join().expect("a sampler that does not panic");
         assert!(looks > 10, "{looks} looks only");
         most
     }
@@ -180,7 +180,8 @@ async fn the_order_survives_a_restart() {
 
 fn set_times(file: &std::path::Path, when: SystemTime) {
     let times = std::fs::FileTimes::new().set_accessed(when).set_modified(when);
-    std::fs::File::options().write(true).open(file).unwrap().set_times(times).unwrap();
+    let file = std::fs::File::options().write(true).open(file).expect("a file of the store");
+    file.set_times(times).expect("our own file");
 }
 
 #[tokio::test]
@@ -219,7 +220,8 @@ async fn what_nobody_asks_for_leaves_after_max_age_but_not_for_a_clock_that_jump
     })
     .await;
     assert!(is_hit(&mirror, &new).await);
-    assert_eq!(mirror.metric("pierhead_evictions_total", &[("reason", "age")]).await, 1.0);
+    let aged = mirror.metric("pierhead_evictions_total", &[("reason", "age")]).await;
+    assert!((0.5..1.5).contains(&aged), "{aged}");
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ async fn it_keeps_again_when_there_is_room_again() {
     let blob = upstream.blob("team/app", 1, 2_000_000);
     let mut mirror = small_files(before(&upstream)).start().await;
     assert!(mirror.get(&path(&blob)).answer().await.is(&blob.bytes));
-    assert_eq!(mirror.metric("pierhead_cache_writable", &[]).await, 0.0);
+    assert!(mirror.metric("pierhead_cache_writable", &[]).await < 0.5);
     let ready = mirror.admin("/readyz").answer().await;
     let text = String::from_utf8_lossy(&ready.body).into_owned();
     assert!(ready.status == 200 && text.contains("without being kept"), "{text}");
@@ -81,7 +81,7 @@ async fn it_keeps_again_when_there_is_room_again() {
     let small = upstream.blob("team/app", 2, 200_000);
     assert!(mirror.get(&path(&small)).answer().await.is(&small.bytes));
     mirror.until_kept(1).await;
-    assert_eq!(mirror.metric("pierhead_cache_writable", &[]).await, 1.0);
+    assert!(mirror.metric("pierhead_cache_writable", &[]).await > 0.5);
     assert!(mirror.log().contains("the disk takes content again"), "{}", mirror.log());
     mirror.stop().await;
 }

@@ -15,18 +15,18 @@ struct Dice(u64);
 impl Dice {
     fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        usize::try_from(self.0 >> 33).unwrap() % limit
+        usize::try_from(self.0 >> 33).unwrap_or_default() % limit
     }
 }
 
 /// Flips one bit, and leaves the file as long as it was.
 fn flip(file: &Path, bit: usize) {
     use std::os::unix::fs::FileExt as _;
-    let handle = std::fs::File::options().read(true).write(true).open(file).unwrap();
+    let handle = std::fs::File::options().read(true).write(true).open(file).expect("a kept file");
     let mut byte = [0];
-    handle.read_exact_at(&mut byte, bit as u64 / 8).unwrap();
+    handle.read_exact_at(&mut byte, bit as u64 / 8).expect("a bit of the file");
     byte[0] ^= 1 << (bit % 8);
-    handle.write_all_at(&byte, bit as u64 / 8).unwrap();
+    handle.write_all_at(&byte, bit as u64 / 8).expect("a bit of the file");
 }
 
 struct Scene {
@@ -136,7 +136,8 @@ async fn rot_behind_the_first_stretch_breaks_the_answer_off_and_heals_on_the_nex
     assert!(mirror.get(&path).answer().await.is(&blob.bytes));
     mirror.until_kept(1).await;
     assert!(mirror.get(&path).answer().await.cache().starts_with("pierhead; hit"));
-    assert_eq!(mirror.metric("pierhead_verify_failures_total", &[]).await, 1.0);
+    let found = mirror.metric("pierhead_verify_failures_total", &[]).await;
+    assert!((0.5..1.5).contains(&found), "{found}");
 }
 
 #[tokio::test]
