@@ -1,43 +1,107 @@
-//! The admin address: health and metrics, on a port of its own.
+//! The admin address: health, metrics and the admin API, on a port of its own.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
+use serde_json::Value;
 
 use crate::cache::Cache;
+use crate::error::{Error, Kind, Result};
+use crate::ops::{Ops, Order};
 use crate::respond::{self, Answer, Body};
 use crate::server::Mirror;
+
+/// An order is a name or two.
+const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers on the admin address.
 #[derive(Debug)]
 pub struct Admin {
     mirror: Arc<Mirror>,
+    ops: Ops,
+}
+
+/// A request, read as far as it is allowed to be long.
+#[derive(Debug)]
+struct Request {
+    method: Method,
+    path: String,
+    query: BTreeMap<String, String>,
+    content_type: String,
+    host: String,
+    origin: Option<String>,
+    site: Option<String>,
+    body: Vec<u8>,
 }
 
 impl Admin {
-    /// For one mirror.
-    pub fn new(mirror: Arc<Mirror>) -> Self {
-        Self { mirror }
+    /// For one mirror, which clients reach at `addresses`.
+    pub fn new(mirror: Arc<Mirror>, addresses: Vec<SocketAddr>) -> Self {
+        Self { ops: Ops::new(Arc::clone(&mirror), addresses), mirror }
     }
 
-    async fn answer(&self, method: &Method, path: &str, stopping: bool) -> Answer {
-        if !matches!(*method, Method::GET | Method::HEAD) {
+    async fn answer(&self, request: &Request, stopping: bool) -> Answer {
+        if let Some(path) = request.path.strip_prefix("/api/") {
+            return match self.api(path, request).await {
+                Ok(value) => json(StatusCode::OK, &value),
+                Err(error) => {
+                    tracing::debug!(path, ?error, "admin request refused");
+                    let body = serde_json::json!({"error": error.message()});
+                    json(error.kind().answer().1, &body)
+                }
+            };
+        }
+        if !request.is_reading() {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         }
-        match path {
+        match request.path.as_str() {
             // Alive means that this line is reached.
             "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => self.ready(stopping).await,
             "/metrics" => self.metrics(),
-            "/" => text(StatusCode::OK, "Pierhead's admin address: /healthz /readyz /metrics\n"),
-            _ => text(StatusCode::NOT_FOUND, "not here: /healthz, /readyz and /metrics are\n"),
+            "/" => text(
+                StatusCode::OK,
+                "Pierhead's admin address: /healthz /readyz /metrics /api/status\n",
+            ),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "not here: /healthz, /readyz, /metrics and /api/status are\n",
+            ),
+        }
+    }
+
+    /// The API: reading by GET; what changes something by POST, from our own clients only.
+    async fn api(&self, path: &str, request: &Request) -> Result<Value> {
+        let (ops, query) = (&self.ops, &request.query);
+        if request.is_reading() {
+            return match path {
+                "status" => ops.status().await,
+                "repositories" => ops.list_repositories(query).await,
+                "tags" => ops.list_tags(query).await,
+                "objects" => ops.list_objects(query).await,
+                "image" => ops.image(query),
+                "pins" => Ok(ops.pins().await),
+                "verify" => Ok(ops.verified()),
+                _ => Err(Error::new(Kind::PathUnknown, format!("there is no /api/{path}"))),
+            };
+        }
+        let order = request.order()?;
+        match path {
+            "purge" => ops.purge(&order).await,
+            "gc" => ops.collect().await,
+            "pin" => ops.pin(&order).await,
+            "unpin" => ops.unpin(&order).await,
+            "verify" => Ok(ops.verify()),
+            _ => Err(Error::new(Kind::PathUnknown, format!("POST /api/{path} does nothing"))),
         }
     }
 
@@ -75,6 +139,76 @@ impl Admin {
     }
 }
 
+impl Request {
+    /// Reads a request with its body; `None` where that is too long or does not come.
+    async fn read(session: &mut ServerSession) -> Option<Self> {
+        let head = session.req_header();
+        let text = |name: HeaderName| {
+            head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        let query = head.uri.query().unwrap_or_default();
+        let mut request = Self {
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+            content_type: text(header::CONTENT_TYPE).unwrap_or_default(),
+            host: text(header::HOST).unwrap_or_default(),
+            origin: text(header::ORIGIN),
+            site: text(HeaderName::from_static("sec-fetch-site")),
+            body: Vec::new(),
+        };
+        while let Some(piece) = session.read_request_body().await.ok()? {
+            if request.body.len() + piece.len() > BODY_BYTES_MAX {
+                return None;
+            }
+            request.body.extend_from_slice(&piece);
+        }
+        Some(request)
+    }
+
+    fn is_reading(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
+    /// What is ordered. A page of another site may make a browser that reaches us send a form, but
+    /// not JSON without asking us first, which we do not answer; nor may a page that has its own
+    /// name lead here (DNS rebinding) order anything.
+    fn order(&self) -> Result<Order> {
+        let denied = |why: &str| Err(Error::new(Kind::Denied, why));
+        if self.method != Method::POST {
+            return Err(Error::new(Kind::Unsupported, "what changes something is sent by POST"));
+        }
+        if !self.content_type.starts_with("application/json") {
+            return denied("what changes something is sent with Content-Type: application/json");
+        }
+        if self.site.as_deref().is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+            return denied("a page of another site may change nothing");
+        }
+        if let Some(origin) = &self.origin {
+            let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
+            let name = name.trim_matches(['[', ']']);
+            let is_plain = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
+            if !is_plain || *origin != format!("http://{}", self.host) {
+                return denied(
+                    "a browser may change something only at an address, from its own page",
+                );
+            }
+        }
+        if self.body.is_empty() {
+            return Ok(Order::default());
+        }
+        serde_json::from_slice(&self.body)
+            .map_err(|e| Error::new(Kind::BadRequest, format!("the order is not understood: {e}")))
+    }
+}
+
+fn json(status: StatusCode, value: &Value) -> Answer {
+    let mut answer = Answer::new(status, Body::Bytes(format!("{value}\n").into()), Cache::None);
+    answer.header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
 fn text(status: StatusCode, body: &str) -> Answer {
     let mut answer =
         Answer::new(status, Body::Bytes(Bytes::copy_from_slice(body.as_bytes())), Cache::None);
@@ -98,10 +232,9 @@ impl HttpServerApp for Admin {
         if stopping {
             session.set_keepalive(None);
         }
-        let method = session.req_header().method.clone();
-        let path = session.req_header().uri.path().to_owned();
-        let answer = self.answer(&method, &path, stopping).await;
-        let sent = respond::send(&mut session, &method, answer, wait).await;
+        let request = tokio::time::timeout(wait, Request::read(&mut session)).await.ok()??;
+        let answer = self.answer(&request, stopping).await;
+        let sent = respond::send(&mut session, &request.method, answer, wait).await;
         if sent.broken.is_some() {
             return None;
         }

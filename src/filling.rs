@@ -25,9 +25,6 @@ const FRUITLESS_MAX: u32 = 3;
 /// Pieces that wait to be written; each is what one read of the upstream's socket gave.
 const PIECES_WAITING_MAX: usize = 4;
 
-/// What is let go at once where a piece did not fit, so that the next ones do.
-const RELIEF_BYTES: u64 = 16 * 1024 * 1024;
-
 /// Follows the fill of a digest, and starts it where none is under way. The flag says whether it
 /// was joined.
 pub fn join_or_start(
@@ -425,7 +422,7 @@ impl Written {
         }
         file.write_all_at(new, self.bytes).or_else(|e| {
             let rest = self.lease.as_ref().map_or(0, Lease::unwritten);
-            let room = store::is_full(&e) && keeper.relieve(length.max(rest.min(RELIEF_BYTES)));
+            let room = store::is_full(&e) && keeper.relieve(length.max(rest));
             if room { file.write_all_at(new, self.bytes) } else { Err(e) }
         })?;
         self.take(new);

@@ -59,6 +59,12 @@ pub mod store;
 
 pub mod sendfile;
 
+pub mod catalog;
+
+pub mod pins;
+
+pub mod purge;
+
 pub mod upstream;
 
 pub mod relay;
@@ -81,6 +87,8 @@ pub mod respond;
 pub mod answer;
 
 pub mod server;
+
+pub mod ops;
 
 pub mod admin;
 

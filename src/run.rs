@@ -68,7 +68,12 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
     let services = vec![
         serve("pull", pull, limited, pull_stopped)?,
-        serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
+        serve(
+            "admin",
+            admin,
+            Plain(Arc::new(Admin::new(Arc::clone(&mirror), addresses.clone()))),
+            admin_stopped,
+        )?,
     ];
     Ok(Running {
         addresses,

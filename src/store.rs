@@ -365,6 +365,20 @@ impl Store {
         warn_of(kept, "cannot keep a link's record");
     }
 
+    /// Forgets that a repository was shown to contain a digest. Whether that was known.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn drop_link(self: &Arc<Self>, place: &Place, digest: &Digest) -> io::Result<bool> {
+        self.links.invalidate(&(place.clone(), *digest));
+        let (p, d) = (place.clone(), *digest);
+        self.blocking(move |store| {
+            let path = store.disk.link_path(&p.upstream, &p.repository, &d);
+            store.disk.remove(&path)
+        })
+        .await
+    }
+
     /// Runs disk work where it stops nobody.
     pub async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
@@ -377,14 +391,14 @@ impl Store {
 
 /// A record as it lies on disk: JSON for people who look, and a checksum on a line of its own, since
 /// a flipped bit can turn a digest or a type into another one.
-fn write_record(record: &impl Serialize) -> Vec<u8> {
+pub(crate) fn write_record(record: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(record).unwrap_or_default();
     let sum = crc32fast::hash(&text);
     text.extend(format!("\n{sum:08x}\n").into_bytes());
     text
 }
 
-fn read_record<T: serde::de::DeserializeOwned>(
+pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
     bytes: io::Result<Option<Vec<u8>>>,
     what: &str,
 ) -> Option<T> {

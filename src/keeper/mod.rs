@@ -1,6 +1,7 @@
 //! Keeps the cache within its bounds: makes room before bytes are written, and lets the least
 //! useful content go. Everything here blocks and belongs on a blocking thread.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -84,6 +85,8 @@ pub struct Keeper {
     reserved: AtomicU64,
     /// Those of them that have not been written yet, and so are still free on the disk.
     unwritten: AtomicU64,
+    /// What the pins hold, whether it is there or not.
+    pinned: Mutex<HashSet<Digest>>,
     /// Whether the folder has been read since the start.
     scanned: tokio::sync::watch::Sender<bool>,
     small: Cache<Digest, Arc<Small>>,
@@ -115,6 +118,7 @@ impl Keeper {
             bounds,
             index: Mutex::new(Index::new(bounds.max_size)),
             spares: Mutex::default(),
+            pinned: Mutex::default(),
             reserved: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
             scanned: tokio::sync::watch::Sender::new(false),
@@ -134,9 +138,11 @@ impl Keeper {
 
     /// Notes content that has been published, in place of the room that it was written to.
     pub fn published(&self, digest: &Digest, bytes: u64, lease: Option<Lease>) {
+        let pinned = self.pinned.lock().contains(digest);
         let mut index = self.index.lock();
         drop(lease);
         index.insert(digest, bytes, now(), false);
+        index.pin(digest, pinned);
         self.report(&index);
     }
 
@@ -215,9 +221,21 @@ impl Keeper {
         free.saturating_add(more) >= self.bounds.min_free.of(total).saturating_add(unwritten)
     }
 
-    /// Lets go of at least `bytes`, because the disk is full whatever the bounds say.
+    /// Lets go of at least `bytes`, because the disk is full whatever the bounds say. Of nothing,
+    /// where all that may leave would not be enough.
     pub fn relieve(&self, bytes: u64) -> bool {
         let mut freed = 0;
+        while let Some(spare) = self.spares.lock().pop() {
+            self.disk.drop_fill(&spare.path);
+            freed += spare.bytes;
+        }
+        let may_leave = {
+            let index = self.index.lock();
+            index.on_disk() - index.pinned()
+        };
+        if freed + may_leave < bytes {
+            return false;
+        }
         let batch = self.index.lock().candidates(16 * BATCH);
         for (digest, size, used) in batch {
             if freed >= bytes {
@@ -333,9 +351,27 @@ impl Keeper {
         (index.len(), index.bytes())
     }
 
-    /// Pins content, or lets it go.
-    pub fn pin(&self, digest: &Digest, pinned: bool) {
-        self.index.lock().pin(digest, pinned);
+    /// Takes over what the pins hold, now and when it comes.
+    pub fn set_pinned(&self, held: HashSet<Digest>) {
+        let mut pinned = self.pinned.lock();
+        let mut index = self.index.lock();
+        for digest in pinned.difference(&held) {
+            index.pin(digest, false);
+        }
+        for digest in &held {
+            index.pin(digest, true);
+        }
+        *pinned = held;
+    }
+
+    /// Whether content is pinned.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.index.lock().is_pinned(digest)
+    }
+
+    /// Bytes that pinned content takes on disk.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.index.lock().pinned()
     }
 
     /// Notes whether the disk takes writes.

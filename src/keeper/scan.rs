@@ -36,8 +36,12 @@ impl Keeper {
         });
         let gap = now.saturating_sub(newest);
         {
+            let pinned = self.pinned.lock();
             let mut index = self.index.lock();
             index.order();
+            for digest in pinned.iter() {
+                index.pin(digest, true);
+            }
             if self.bounds.max_age.is_some() && gap > GAP {
                 index.shift(gap);
             }

@@ -36,7 +36,9 @@ async fn storm(mirror: &Mirror, images: &[(String, Image)], patience: Duration) 
 }
 
 fn kept(mirror: &Mirror) -> HashSet<String> {
-    let name = |file: &std::path::PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = |file: &std::path::PathBuf| {
+        file.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
     files(mirror, "blobs").iter().map(name).collect()
 }
 

@@ -1,8 +1,9 @@
 //! A disk that takes no more. Here without privileges: files may not grow beyond a size, so that
-//! writing fails in the middle of a fill. `tests/e2e/full_disk.sh` does it with a real file system.
+//! writing fails in the middle of a fill; and with a file system of 16 MiB in a mount namespace of
+//! its own, where the kernel lets us have one.
 
 use crate::support::image::{self, Content};
-use crate::support::mirror::{Setup, before};
+use crate::support::mirror::{Mirror, Setup, before};
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
 
@@ -84,4 +85,76 @@ async fn it_keeps_again_when_there_is_room_again() {
     assert!(mirror.metric("pierhead_cache_writable", &[]).await > 0.5);
     assert!(mirror.log().contains("the disk takes content again"), "{}", mirror.log());
     mirror.stop().await;
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// A mirror whose cache folder is a file system of 16 MiB; `None` where that is not allowed here.
+async fn on_16_mib(setup: Setup) -> Option<Mirror> {
+    let allowed = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"])
+        .output();
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no mount namespace to be had");
+        return None;
+    }
+    let cache = setup.cache_folder();
+    std::fs::create_dir_all(&cache).expect("the temporary folder takes a folder");
+    let inner =
+        format!("mount -t tmpfs -o size=16m none {} && exec \"$0\" \"$@\"", cache.display());
+    let setup = setup.after(&format!(
+        "exec unshare --user --map-root-user --mount sh -c '{inner}' \"$0\" \"$@\""
+    ));
+    Some(setup.start().await)
+}
+
+/// The cache folder as the mirror sees it.
+fn inside(mirror: &Mirror) -> std::path::PathBuf {
+    let cache = mirror.cache();
+    let below = cache.strip_prefix("/").expect("an absolute path");
+    std::path::Path::new("/proc").join(mirror.id().to_string()).join("root").join(below)
+}
+
+/// Show 3 of the issue.
+#[tokio::test]
+async fn thirty_megabytes_go_over_a_disk_of_sixteen_and_the_small_image_stays() {
+    let upstream = Upstream::start().await;
+    let small = image::oci(1).build();
+    upstream.push("team/app", "small", &small);
+    let large = image::oci(500).layers(&[20 * MIB, 10 * MIB]).build();
+    upstream.push("team/app", "large", &large);
+    let Some(mirror) = on_16_mib(before(&upstream)).await else { return };
+    mirror.pull("team/app", "small", &small).await;
+    for _ in 0..3 {
+        mirror.pull("team/app", "large", &large).await;
+        let words = mirror.pull("team/app", "small", &small).await;
+        assert!(words.iter().all(|word| word.starts_with("pierhead; hit")), "{words:?}");
+    }
+    // Somebody else fills the disk, but for some pages, while a fill is under way.
+    use crate::support::fault::{Fault, Gate};
+    let blob = upstream.blob("team/app", 700, 4 * MIB);
+    let gate = Gate::closed();
+    upstream.next(1, On::get(&blob.digest), [Fault::HoldAfter(MIB as u64, gate.clone())]);
+    let mut reading = mirror.get(&path(&blob)).open().await;
+    let first = reading.at_least(MIB as u64 / 2).await;
+    let filler = inside(&mirror).join("somebody-elses");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    gate.open();
+    let rest = reading.rest().await;
+    assert!(rest.whole && [first, rest.body].concat() == blob.bytes);
+    let other = upstream.blob("team/app", 701, 14 * MIB);
+    assert!(mirror.get(&path(&other)).answer().await.is(&other.bytes), "passed on");
+    mirror.pull("team/app", "small", &small).await;
+    // Room is made, and the next pull is kept.
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    assert!(mirror.get(&path(&blob)).answer().await.is(&blob.bytes));
+    crate::support::mirror::until(
+        "the blob to be kept",
+        || mirror.get(&path(&blob)),
+        |answer| answer.cache().starts_with("pierhead; hit"),
+    )
+    .await;
+    assert!(mirror.metric("pierhead_cache_writable", &[]).await > 0.5);
 }

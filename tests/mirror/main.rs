@@ -17,6 +17,7 @@ mod full_disk;
 mod life;
 mod malformed;
 mod manifests;
+mod ops;
 mod pages;
 mod pull;
 mod ranges;

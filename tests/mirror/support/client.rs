@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{AsHeaderName, HeaderMap, HeaderName};
@@ -25,6 +25,7 @@ pub(crate) struct Ask {
     method: Method,
     target: Uri,
     headers: HeaderMap,
+    body: Bytes,
 }
 
 impl Ask {
@@ -32,7 +33,7 @@ impl Ask {
     pub(crate) fn new(address: SocketAddr, method: Method, target: &str) -> Self {
         let accept = [DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"].join(", ");
         let target = target.parse().unwrap_or_else(|error| panic!("{target}: {error}"));
-        Self { address, method, target, headers: HeaderMap::new() }
+        Self { address, method, target, headers: HeaderMap::new(), body: Bytes::new() }
             .header("accept", &accept)
             .header("host", &address.to_string())
     }
@@ -40,6 +41,12 @@ impl Ask {
     /// Replaces a header.
     pub(crate) fn header(mut self, name: &'static str, text: &str) -> Self {
         self.headers.insert(HeaderName::from_static(name), value(text));
+        self
+    }
+
+    /// Sends this with the request.
+    pub(crate) fn body(mut self, text: &str) -> Self {
+        self.body = Bytes::copy_from_slice(text.as_bytes());
         self
     }
 
@@ -61,7 +68,7 @@ impl Ask {
                 // A cut connection shows in the body.
                 let _ended = connection.await;
             });
-            let mut request = Request::new(Empty::<Bytes>::new());
+            let mut request = Request::new(Full::new(self.body.clone()));
             *request.method_mut() = self.method.clone();
             *request.uri_mut() = self.target.clone();
             *request.headers_mut() = self.headers.clone();

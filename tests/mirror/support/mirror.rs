@@ -88,8 +88,12 @@ impl Setup {
         self
     }
 
+    pub(crate) fn cache_folder(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
     fn yaml(&self) -> String {
-        let cache = self.folder.path().join("cache");
+        let cache = self.cache_folder();
         let mut yaml = format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n{}\
              default_upstream: {}\nupstreams:\n",
@@ -145,6 +149,11 @@ impl Mirror {
         self.ask(Method::HEAD, path)
     }
 
+    /// Where it is watched.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.running().admin
+    }
+
     /// GET on the admin address.
     pub(crate) fn admin(&self, path: &str) -> Ask {
         Ask::new(self.running().admin, Method::GET, path)
@@ -195,9 +204,14 @@ impl Mirror {
         self.folder.path().join("cache")
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.running().child.id().expect("the child was not waited for")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = self.running().child.id().expect("the child was not waited for");
-        kill(Pid::from_raw(id.try_into().expect("a process id")), signal).expect("our own child");
+        kill(Pid::from_raw(self.id().try_into().expect("a process id")), signal)
+            .expect("our own child");
     }
 
     /// Waits for the process to end by itself.

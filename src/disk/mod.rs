@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::digest::Digest;
-use crate::name::{Repository, Tag};
+
+mod records;
 
 /// The format this program reads and writes.
 const FORMAT: &str = "1";
@@ -104,6 +105,11 @@ impl Disk {
         let path = self.stage_name();
         File::create(&path)?.write_all(b"probe")?;
         fs::remove_file(path)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where a digest's content lies.
@@ -309,94 +315,13 @@ impl Disk {
         self.root.join("fills").join(name)
     }
 
-    /// The record of a tag, as bytes; `None` where there is none.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn tag(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> io::Result<Option<Vec<u8>>> {
-        found(fs::read(self.tag_path(upstream, repository, tag)))
-    }
-
-    /// Keeps the record of a tag.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn put_tag(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        tag: &Tag,
-        record: &[u8],
-    ) -> io::Result<()> {
-        self.put(&self.tag_path(upstream, repository, tag), record)
-    }
-
-    /// Removes the record of a tag.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn drop_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> io::Result<()> {
-        found(fs::remove_file(self.tag_path(upstream, repository, tag))).map(|_| ())
-    }
-
-    /// The record that a repository was shown to contain a digest.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn link(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> io::Result<Option<Vec<u8>>> {
-        found(fs::read(self.link_path(upstream, repository, digest)))
-    }
-
-    /// Keeps the record that a repository was shown to contain a digest.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn put_link(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        digest: &Digest,
-        record: &[u8],
-    ) -> io::Result<()> {
-        self.put(&self.link_path(upstream, repository, digest), record)
-    }
-
-    fn repository_path(&self, upstream: &str, repository: &Repository) -> PathBuf {
-        let mut path = self.root.join("repos");
-        path.push(upstream);
-        path.push(repository.as_str());
-        path
-    }
-
-    fn tag_path(&self, upstream: &str, repository: &Repository, tag: &Tag) -> PathBuf {
-        let mut path = self.repository_path(upstream, repository);
-        path.extend(["_tags", tag.as_str()]);
-        path
-    }
-
-    fn link_path(&self, upstream: &str, repository: &Repository, digest: &Digest) -> PathBuf {
-        let mut path = self.repository_path(upstream, repository);
-        path.extend(["_links", digest.algorithm().as_str(), &digest.hex()]);
-        path
-    }
-
     fn stage_name(&self) -> PathBuf {
         let n = self.staged.fetch_add(1, Ordering::Relaxed);
         self.root.join("fills").join(format!("tmp-{}-{n}", std::process::id()))
     }
 
     /// Writes a small file as a whole or not at all.
-    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let stage = self.stage_name();
         let write = || {
             let mut file = File::create_new(&stage)?;
@@ -482,6 +407,7 @@ pub fn read_whole(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::name::{Repository, Tag};
 
     fn open() -> (tempfile::TempDir, Disk) {
         let folder = tempfile::tempdir().unwrap();
