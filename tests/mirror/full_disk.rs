@@ -2,6 +2,7 @@
 //! writing fails in the middle of a fill; and with a file system of 16 MiB in a mount namespace of
 //! its own, where the kernel lets us have one.
 
+use crate::support::fault::{Fault, Gate};
 use crate::support::image::{self, Content};
 use crate::support::mirror::{Mirror, Setup, before};
 use crate::support::record::On;
@@ -42,7 +43,6 @@ async fn what_the_disk_does_not_take_comes_through_whole_and_what_is_held_stays(
 /// The write fails while several clients are in the middle, each at its own place.
 #[tokio::test]
 async fn each_waiting_client_goes_on_from_its_own_place() {
-    use crate::support::fault::{Fault, Gate};
     let upstream = Upstream::start().await;
     let blob = upstream.blob("team/app", 1, 4_000_000);
     let gate = Gate::closed();
@@ -131,7 +131,6 @@ async fn thirty_megabytes_go_over_a_disk_of_sixteen_and_the_small_image_stays() 
         assert!(words.iter().all(|word| word.starts_with("pierhead; hit")), "{words:?}");
     }
     // Somebody else fills the disk, but for some pages, while a fill is under way.
-    use crate::support::fault::{Fault, Gate};
     let blob = upstream.blob("team/app", 700, 4 * MIB);
     let gate = Gate::closed();
     upstream.next(1, On::get(&blob.digest), [Fault::HoldAfter(MIB as u64, gate.clone())]);
