@@ -12,16 +12,31 @@ use http::{Method, StatusCode};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cache::Cache;
+use crate::config::units::Span;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Ops, Order};
+use crate::receive::Incoming;
 use crate::respond::{self, Answer, Body};
 use crate::server::Mirror;
 
-/// An order is a name or two.
-const BODY_BYTES_MAX: usize = 64 * 1024;
+/// An order is a few words.
+const ORDER_BYTES_MAX: usize = 64 * 1024;
+
+/// The order to collect garbage.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Collect {
+    /// Whether to tell only what would go.
+    #[serde(default)]
+    dry_run: bool,
+    /// How long nobody must have had a use for it, instead of what is configured.
+    #[serde(default)]
+    grace: Option<Span>,
+}
 
 /// Answers on the admin address.
 #[derive(Debug)]
@@ -40,7 +55,7 @@ struct Request {
     host: String,
     origin: Option<String>,
     site: Option<String>,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 impl Admin {
@@ -60,8 +75,11 @@ impl Admin {
                 }
             };
         }
+        if request.method == Method::POST {
+            return self.order(request).await;
+        }
         if !request.is_reading() {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST\n");
         }
         match request.path.as_str() {
             // Alive means that this line is reached.
@@ -97,12 +115,39 @@ impl Admin {
         let order = request.order()?;
         match path {
             "purge" => ops.purge(&order).await,
-            "gc" => ops.collect().await,
+            "collect" => ops.collect().await,
             "pin" => ops.pin(&order).await,
             "unpin" => ops.unpin(&order).await,
             "verify" => Ok(ops.verify()),
             _ => Err(Error::new(Kind::PathUnknown, format!("POST /api/{path} does nothing"))),
         }
+    }
+
+    /// Orders about hosted repositories.
+    async fn order(&self, request: &Request) -> Answer {
+        if !request.is_json() {
+            let body = "orders come as application/json\n";
+            return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, body);
+        }
+        let done = match (request.path.as_str(), request.is_ours()) {
+            (_, Err(error)) => Err(error),
+            ("/gc", Ok(())) => self.collect(&request.body).await,
+            (_, Ok(())) => return text(StatusCode::NOT_FOUND, "not here: POST /gc is\n"),
+        };
+        done.unwrap_or_else(|error| Answer::error(&error))
+    }
+
+    async fn collect(&self, order: &[u8]) -> Result<Answer> {
+        let order: Collect = serde_json::from_slice(order).map_err(|e| {
+            Error::new(Kind::BadRequest, format!("not an order to collect garbage: {e}"))
+        })?;
+        let grace = order.grace.unwrap_or(self.mirror.hosting.hosted.settings().gc_grace);
+        let report = self.mirror.hosting.collect(grace.get(), order.dry_run).await?;
+        let report =
+            serde_json::to_vec(&report).map_err(|e| Error::internal("cannot write a report", e))?;
+        let mut answer = Answer::new(StatusCode::OK, Body::Bytes(report.into()), Cache::None);
+        answer.header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(answer)
     }
 
     /// Ready means: not stopping. A disk that takes no more is said and does not count, since held
@@ -140,8 +185,11 @@ impl Admin {
 }
 
 impl Request {
-    /// Reads a request with its body; `None` where that is too long or does not come.
-    async fn read(session: &mut ServerSession) -> Option<Self> {
+    /// Reads a request with its body; what could be read comes with the error too.
+    async fn read(
+        session: &mut ServerSession,
+        patience: Duration,
+    ) -> std::result::Result<Self, (Self, Error)> {
         let head = session.req_header();
         let text = |name: HeaderName| {
             head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
@@ -155,45 +203,50 @@ impl Request {
             host: text(header::HOST).unwrap_or_default(),
             origin: text(header::ORIGIN),
             site: text(HeaderName::from_static("sec-fetch-site")),
-            body: Vec::new(),
+            body: Bytes::new(),
         };
-        while let Some(piece) = session.read_request_body().await.ok()? {
-            if request.body.len() + piece.len() > BODY_BYTES_MAX {
-                return None;
-            }
-            request.body.extend_from_slice(&piece);
+        match Incoming::new(session, patience).whole(ORDER_BYTES_MAX).await {
+            Ok(body) => request.body = body,
+            Err(error) => return Err((request, error)),
         }
-        Some(request)
+        Ok(request)
     }
 
     fn is_reading(&self) -> bool {
         matches!(self.method, Method::GET | Method::HEAD)
     }
 
-    /// What is ordered. A page of another site may make a browser that reaches us send a form, but
-    /// not JSON without asking us first, which we do not answer; nor may a page that has its own
-    /// name lead here (DNS rebinding) order anything.
-    fn order(&self) -> Result<Order> {
+    fn is_json(&self) -> bool {
+        self.content_type.split(';').next() == Some("application/json")
+    }
+
+    /// Whether it comes from a client of ours. A page of another site may make a browser that
+    /// reaches us send a form, but not JSON without asking us first, which we do not answer; nor may
+    /// a page that has its own name lead here (DNS rebinding) order anything.
+    fn is_ours(&self) -> Result<()> {
         let denied = |why: &str| Err(Error::new(Kind::Denied, why));
-        if self.method != Method::POST {
-            return Err(Error::new(Kind::Unsupported, "what changes something is sent by POST"));
-        }
-        if !self.content_type.starts_with("application/json") {
+        if !self.is_json() {
             return denied("what changes something is sent with Content-Type: application/json");
         }
         if self.site.as_deref().is_some_and(|site| !matches!(site, "same-origin" | "none")) {
             return denied("a page of another site may change nothing");
         }
-        if let Some(origin) = &self.origin {
-            let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
-            let name = name.trim_matches(['[', ']']);
-            let is_plain = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
-            if !is_plain || *origin != format!("http://{}", self.host) {
-                return denied(
-                    "a browser may change something only at an address, from its own page",
-                );
-            }
+        let Some(origin) = &self.origin else { return Ok(()) };
+        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
+        let name = name.trim_matches(['[', ']']);
+        let is_plain = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
+        if !is_plain || *origin != format!("http://{}", self.host) {
+            return denied("a browser may change something only at an address, from its own page");
         }
+        Ok(())
+    }
+
+    /// What is ordered.
+    fn order(&self) -> Result<Order> {
+        if self.method != Method::POST {
+            return Err(Error::new(Kind::Unsupported, "what changes something is sent by POST"));
+        }
+        self.is_ours()?;
         if self.body.is_empty() {
             return Ok(Order::default());
         }
@@ -232,8 +285,13 @@ impl HttpServerApp for Admin {
         if stopping {
             session.set_keepalive(None);
         }
-        let request = tokio::time::timeout(wait, Request::read(&mut session)).await.ok()??;
-        let answer = self.answer(&request, stopping).await;
+        let (request, answer) = match Request::read(&mut session, wait).await {
+            Ok(request) => {
+                let answer = self.answer(&request, stopping).await;
+                (request, answer)
+            }
+            Err((request, error)) => (request, Answer::error(&error)),
+        };
         let sent = respond::send(&mut session, &request.method, answer, wait).await;
         if sent.broken.is_some() {
             return None;

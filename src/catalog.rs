@@ -32,7 +32,8 @@ pub fn each_place(
 ) -> io::Result<()> {
     let root = disk.root().join("repos");
     for name in names(&root)? {
-        if upstream.is_some_and(|wanted| wanted != name) {
+        // What begins with `_` is not of an upstream: hosted repositories are.
+        if name.starts_with('_') || upstream.is_some_and(|wanted| wanted != name) {
             continue;
         }
         let shared: Arc<str> = name.as_str().into();

@@ -28,6 +28,8 @@ pub mod range;
 
 pub mod media;
 
+pub mod pushed;
+
 pub mod patterns;
 
 pub mod cache;
@@ -53,6 +55,8 @@ pub mod disk;
 
 pub mod blocks;
 
+pub mod held;
+
 pub mod keeper;
 
 pub mod store;
@@ -75,16 +79,34 @@ pub mod filling;
 
 pub mod upkeep;
 
+pub mod prefetch;
+
 pub mod manifests;
 
 pub mod blobs;
 
 pub mod pages;
 
+pub mod hosted;
+
+pub mod uploads;
+
 // Shell: sockets, answers, commands.
+pub mod telemetry;
+
+pub mod hot;
+
 pub mod respond;
 
+pub mod account;
+
+pub mod express;
+
 pub mod answer;
+
+pub mod receive;
+
+pub mod hosting;
 
 pub mod server;
 
@@ -94,10 +116,10 @@ pub mod admin;
 
 pub mod run;
 
-pub mod telemetry;
-
 pub mod client;
 
 pub mod demo;
+
+pub mod order;
 
 pub mod cli;

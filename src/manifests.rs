@@ -15,6 +15,7 @@ use crate::freshness::{self, Freshness};
 use crate::limits::{ABSENT_FOR, MANIFEST_BYTES_MAX};
 use crate::media::{self, Manifest};
 use crate::name::{Reference, Tag};
+use crate::prefetch::Prefetch;
 use crate::sendfile;
 use crate::store::{Content, Link, Place, Store, TagRecord};
 use crate::upstream::ask::Ask;
@@ -51,6 +52,7 @@ impl Found {
 #[derive(Debug)]
 pub struct Manifests {
     store: Arc<Store>,
+    prefetch: Arc<Prefetch>,
     fetches: Flights<(Place, Digest), Result<Found>>,
     tags: Flights<(Place, Tag, bool), Result<Found>>,
     absent: moka::sync::Cache<(Place, Reference), Error>,
@@ -58,10 +60,10 @@ pub struct Manifests {
 
 impl Manifests {
     /// Manifests over a store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<Store>, prefetch: Arc<Prefetch>) -> Self {
         let absent =
             moka::sync::Cache::builder().max_capacity(10_000).time_to_live(ABSENT_FOR).build();
-        Self { store, fetches: Flights::new(), tags: Flights::new(), absent }
+        Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent }
     }
 
     /// A manifest by tag or digest; with `head` its bytes need not be held.
@@ -294,6 +296,7 @@ impl Manifests {
             )));
         }
         let manifest = Manifest::read(&bytes, content_type.as_deref()).map_err(bad)?;
+        self.prefetch.note(place, &manifest);
         self.keep_manifest(place, digest, manifest.media_type.into(), bytes).await
     }
 

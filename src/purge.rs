@@ -192,7 +192,9 @@ fn without_shared(
 /// What the file system says.
 pub async fn collect(store: &Arc<Store>) -> io::Result<u64> {
     store.keeper().scanned().await;
-    let places = store.blocking(|store| all_places(store, None)).await?;
+    let mut places = store.blocking(|store| all_places(store, None)).await?;
+    let public: HashSet<Place> = places.iter().map(Place::anyones).collect();
+    places.extend(public);
     let mut removed = 0;
     for place in places {
         let p = place.clone();

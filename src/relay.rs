@@ -100,8 +100,8 @@ impl Relay {
 
     /// Passes on only a part, which begins where the transfer stands or later.
     pub fn only(&mut self, span: Span) {
-        let whole = span.start == 0 && self.size.is_none_or(|size| span.end >= size);
-        if !whole {
+        // A span without an end is the whole of what has no size yet.
+        if span.start > 0 || self.size.is_some_and(|size| span.end < size) {
             self.hasher = None;
             if span.start != self.position {
                 self.position = span.start;

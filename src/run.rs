@@ -54,8 +54,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
+    // Only now: what is hosted must be known to be before anything can leave.
     upkeep::start(&store, config.cache.scrub_rate.bytes());
-    let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
     let admin = bind(&[config.admin])?;
@@ -66,7 +67,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
+    let tended = Arc::clone(&mirror);
     let services = vec![
+        tokio::spawn(async move { tended.hosting.tend().await }),
         serve("pull", pull, limited, pull_stopped)?,
         serve(
             "admin",
@@ -117,6 +120,7 @@ impl Running {
         // The next start shall know what was used last.
         let flush = self.mirror.store.blocking(|s| {
             s.keeper().flush();
+            s.disk().sync();
             Ok(())
         });
         let _ = flush.await; // only the order would suffer
@@ -160,8 +164,9 @@ where
         let address = listener.local_addr()?.to_string();
         listeners.add_listener(
             ListenerConfig::tcp(&address)
-                // A manifest leaves in one write; an idle connection costs little.
-                .l4_buffer(L4BufferSettings::new(16 * 1024, 16 * 1024))
+                // Heads are read into a buffer of the session's own, and small answers are sent by
+                // one call of ours: what Pingora would hold for each idle connection is saved.
+                .l4_buffer(L4BufferSettings::new(0, 2 * 1024))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

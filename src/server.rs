@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -12,16 +13,22 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 
+use crate::account::{Line, milliseconds};
 use crate::answer::{self, Conditions};
 use crate::blobs::Blobs;
 use crate::config::{self, Config};
 use crate::error::{Error, Fault, Kind, Result};
+use crate::express::{self, About, Express};
 use crate::fill::Fills;
+use crate::hosting::Hosting;
+use crate::hot;
 use crate::manifests::{Found, Manifests};
-use crate::metrics::{Metrics, Served};
+use crate::metrics::Metrics;
 use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
 use crate::patterns::Patterns;
+use crate::prefetch::Prefetch;
+use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
@@ -37,15 +44,23 @@ struct Origin {
     upstream: Arc<Upstream>,
     tag_ttl: Duration,
     allowed: Patterns,
+    prefetch: bool,
 }
+
+/// Tells the mirrors of one process apart, for the ready answers of a thread.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// The mirror: everything that a request is answered from.
 #[derive(Debug)]
 pub struct Mirror {
+    id: u64,
     table: Table,
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
+    prefetch: Arc<Prefetch>,
+    /// The repositories that live here.
+    pub hosting: Hosting,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -75,6 +90,8 @@ struct Account {
     upstream: Option<Arc<str>>,
     repository: Option<Repository>,
     kind: &'static str,
+    /// Whether the answer to this very request will never change.
+    is_immutable: bool,
 }
 
 impl Mirror {
@@ -91,21 +108,32 @@ impl Mirror {
             let origin = Origin {
                 tag_ttl: settings.tag_ttl.get(),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
+                prefetch: settings.prefetch,
                 upstream: Arc::clone(&upstream),
             };
             origins.insert(Arc::clone(upstream.name()), origin);
         }
+        table.host(&config.hosted.repositories);
+        let hosting = Hosting::new(&store, &config.hosted);
         let fills = Arc::new(Fills::new(Arc::clone(&store), Arc::clone(&metrics)));
-        let manifests = Arc::new(Manifests::new(Arc::clone(&store)));
+        let prefetch = Arc::new(Prefetch::new(
+            Arc::clone(&store),
+            Arc::clone(&fills),
+            config.cache.max_size.bytes(),
+        ));
+        let manifests = Arc::new(Manifests::new(Arc::clone(&store), Arc::clone(&prefetch)));
         let blobs = Arc::new(Blobs::new(Arc::clone(&store), Arc::clone(&fills)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
         let settings = config.server.clone();
         Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             table,
             origins,
             manifests,
             blobs,
+            prefetch,
+            hosting,
             fills,
             store,
             metrics,
@@ -122,36 +150,54 @@ impl Mirror {
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
     /// fetched, answered.
-    async fn answer(&self, request: &Request, account: &mut Account) -> Result<Answer> {
+    async fn answer(
+        &self,
+        request: &Request,
+        session: &mut ServerSession,
+        account: &mut Account,
+    ) -> Result<Answer> {
         let route = self.table.route(
             &request.method,
             &request.path,
             request.query.as_deref(),
             request.host.as_deref(),
         )?;
+        account.kind = kind_of(&route.action);
         let Some(target) = &route.target else {
-            account.kind = "ping";
-            return Ok(answer::ping());
+            return match route.action {
+                Action::Catalog(n, last) => self.hosting.catalog(n, last).await,
+                _ => Ok(answer::ping()),
+            };
         };
         account.take(&route.action, target);
+        if target.is_hosted() {
+            let mut body = Incoming::new(session, self.settings.send_timeout.get());
+            return self
+                .hosting
+                .answer(&route.action, target, &request.conditions, &mut body)
+                .await;
+        }
         let origin = self.admit(target)?;
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
         let head = request.conditions.head;
         let mut answer = match &route.action {
-            Action::Ping => answer::ping(),
+            Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
             Action::Manifest(reference) => {
                 let found = self.manifest(origin, &place, reference, head).await?;
                 answer::manifest(found, &request.conditions)
             }
             Action::Blob(digest) => {
+                if origin.prefetch && !head {
+                    self.prefetch.asked(&origin.upstream, &place, digest);
+                }
                 let blob = self.blobs.get(&origin.upstream, &place, *digest, head).await?;
                 answer::blob(blob, digest, &request.conditions).await?
             }
             Action::Tags(page) => answer::tags(
                 pages::tags(&origin.upstream, target, page, route.namespace.as_deref()).await?,
             ),
-            Action::Referrers(subject, types) => {
+            Action::Referrers(subject, types, _) => {
                 self.referrers(origin, &place, subject, types).await?
             }
         };
@@ -214,7 +260,7 @@ impl Mirror {
     }
 
     /// Reads a request's head, within its deadline. `None`: there is none, or it is beyond use.
-    async fn read(&self, session: &mut ServerSession, stop: &ShutdownWatch) -> Option<Request> {
+    async fn read(&self, session: &mut ServerSession, stop: &ShutdownWatch) -> Option<Instant> {
         let reused = session.take_connection_user_context().is_some();
         let idle = if reused { self.settings.idle_timeout.get() } else { Duration::ZERO };
         let mut stop = stop.clone();
@@ -223,7 +269,7 @@ impl Mirror {
             () = stopped(&mut stop, reused) => return None,
         };
         match read {
-            Ok(Ok(true)) => Some(Request::take(session)),
+            Ok(Ok(true)) => Some(Instant::now()),
             Ok(Err(error)) if !session.is_http2() && is_malformed(&error) => {
                 let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"malformed request","detail":null}]}"#;
                 let _ = session.respond_error_with_body(400, body.into()).await; // the client may be gone
@@ -231,46 +277,6 @@ impl Mirror {
             }
             Ok(_) | Err(_) => None,
         }
-    }
-
-    /// The one place where a request's end is told: one log line, one call of the metrics.
-    fn account(
-        &self,
-        request: &Request,
-        account: &Account,
-        answered: &Answered,
-        sent: &Sent,
-        client: Option<&str>,
-    ) {
-        let took = request.received.elapsed();
-        self.metrics.served(&Served {
-            upstream: account.upstream.as_deref().unwrap_or_default(),
-            kind: account.kind,
-            method: method_word(&request.method),
-            status: answered.status,
-            cache: answered.cache,
-            bytes: sent.bytes,
-            took,
-        });
-        if !self.access_log {
-            return;
-        }
-        tracing::info!(
-            target: "access",
-            client = client.unwrap_or_default(),
-            method = %request.method,
-            path = %request.path,
-            upstream = account.upstream.as_deref().unwrap_or_default(),
-            repository = account.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
-            kind = account.kind,
-            status = answered.status,
-            cache = answered.cache,
-            bytes = sent.bytes,
-            duration_ms = milliseconds(took),
-            upstream_ms = answered.upstream.map(milliseconds).unwrap_or_default(),
-            user_agent = %request.user_agent,
-            broken = sent.broken.as_deref().unwrap_or_default(),
-        );
     }
 }
 
@@ -289,10 +295,22 @@ impl HttpServerApp for Mirror {
         mut session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        let request = self.read(&mut session, stop).await?;
+        let received = self.read(&mut session, stop).await?;
         self.set_keepalive(&mut session, stop);
+        let express = Express::of(&mut session);
+        if let Some(express) = &express
+            && let Some(prepared) = hot::get(&express::key(&session, self.id), received)
+        {
+            let patience = self.settings.send_timeout.get();
+            let sent = express.send(&session, &prepared, received, patience).await;
+            if self.access_log {
+                express::line(&session, &prepared, received, &sent).log();
+            }
+            return finish(session, &sent).await;
+        }
+        let request = Request::take(&session, received);
         let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(&request, &mut account).await {
+        let mut answer = match self.answer(&request, &mut session, &mut account).await {
             Ok(answer) => answer,
             Err(error) => {
                 log_failure(&request, &error);
@@ -300,22 +318,19 @@ impl HttpServerApp for Mirror {
             }
         };
         let answered = finish_headers(&mut answer, request.received);
-        let sent =
-            respond::send(&mut session, &request.method, answer, self.settings.send_timeout.get())
-                .await;
-        let client = session.client_addr().map(ToString::to_string);
-        self.account(&request, &account, &answered, &sent, client.as_deref());
-        if sent.broken.is_some() {
-            return None; // dropping the session leaves the client with a short body, never a clean end
+        if express.is_some() && account.is_immutable {
+            let about = account.about(&self.metrics);
+            express::remember(&express::key(&session, self.id), &answer, about, received);
         }
-        let mut keep = HttpPersistentSettings::for_session(&session);
-        keep.set_user_context(Box::new(Reused));
-        session
-            .finish()
-            .await
-            .ok()
-            .flatten()
-            .map(|stream| ReusedHttpStream::from_reusable_stream(stream, keep))
+        let patience = self.settings.send_timeout.get();
+        let sent = respond::send(&mut session, &request.method, answer, patience).await;
+        let line = account.line(&session, &request, &answered, &sent);
+        line.count(&self.metrics);
+        if self.access_log {
+            line.log();
+        }
+        receive::linger(&mut session).await;
+        finish(session, &sent).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -330,6 +345,18 @@ impl HttpServerApp for Mirror {
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
     }
+}
+
+/// Gives the connection back for the next request. Where the answer was not sent whole, dropping the
+/// session leaves the client with a short body, never a clean end.
+async fn finish(session: ServerSession, sent: &Sent) -> Option<ReusedHttpStream> {
+    if sent.broken.is_some() {
+        return None;
+    }
+    let mut keep = HttpPersistentSettings::for_session(&session);
+    keep.set_user_context(Box::new(Reused));
+    let stream = session.finish().await.ok().flatten()?;
+    Some(ReusedHttpStream::from_reusable_stream(stream, keep))
 }
 
 /// Marks a connection that has served a request before.
@@ -349,7 +376,7 @@ impl Mirror {
 }
 
 impl Request {
-    fn take(session: &ServerSession) -> Self {
+    fn take(session: &ServerSession, received: Instant) -> Self {
         let head = session.req_header();
         let text = |name: HeaderName| {
             head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
@@ -367,22 +394,62 @@ impl Request {
                 if_range: text(header::IF_RANGE),
                 if_none_match: text(header::IF_NONE_MATCH),
             },
-            received: Instant::now(),
+            received,
         }
     }
 }
 
 impl Account {
+    fn line<'a>(
+        &'a self,
+        session: &'a ServerSession,
+        request: &'a Request,
+        answered: &Answered,
+        sent: &'a Sent,
+    ) -> Line<'a> {
+        Line {
+            client: session.client_addr().and_then(|a| a.as_inet()),
+            method: &request.method,
+            path: &request.path,
+            upstream: self.upstream.as_deref().unwrap_or_default(),
+            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
+            kind: self.kind,
+            status: answered.status,
+            cache: answered.cache,
+            received: request.received,
+            upstream_took: answered.upstream,
+            user_agent: &request.user_agent,
+            sent,
+        }
+    }
+
+    fn about<'a>(&'a self, metrics: &'a Metrics) -> About<'a> {
+        About {
+            metrics,
+            upstream: self.upstream.as_deref().unwrap_or_default(),
+            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
+            kind: self.kind,
+        }
+    }
+
     fn take(&mut self, action: &Action, target: &Target) {
         self.upstream = Some(Arc::clone(&target.upstream));
         self.repository = Some(target.repository.clone());
-        self.kind = match action {
-            Action::Ping => "ping",
-            Action::Manifest(_) => "manifest",
-            Action::Blob(_) => "blob",
-            Action::Tags(_) => "tags",
-            Action::Referrers(..) => "referrers",
-        };
+        // What is hosted here can be deleted, and is gone at once then.
+        self.is_immutable = !target.is_hosted()
+            && matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
+    }
+}
+
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::Ping => "ping",
+        Action::Manifest(_) => "manifest",
+        Action::Blob(_) => "blob",
+        Action::Tags(_) => "tags",
+        Action::Referrers(..) => "referrers",
+        Action::Catalog(..) => "catalog",
+        Action::Push(push) => push.kind(),
     }
 }
 
@@ -416,22 +483,6 @@ fn finish_headers(answer: &mut Answer, received: Instant) -> Answered {
         status: answer.status.as_u16(),
         cache: answer.cache.as_str(),
         upstream: from_upstream.then_some(took),
-    }
-}
-
-fn milliseconds(d: Duration) -> f64 {
-    (d.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn method_word(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        _ => "OTHER",
     }
 }
 

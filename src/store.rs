@@ -32,6 +32,13 @@ pub struct Place {
     pub repository: Repository,
 }
 
+impl Place {
+    /// All that this upstream has shown to an anonymous caller.
+    pub fn anyones(&self) -> Self {
+        Self { upstream: Arc::clone(&self.upstream), repository: Repository::anyones() }
+    }
+}
+
 /// Content that is held.
 #[derive(Clone, Debug)]
 pub enum Content {
@@ -173,7 +180,7 @@ impl Store {
             return self.rotten(digest).map(|()| None);
         }
         let Some(mut file) = self.disk.open_blob(digest)? else {
-            self.keeper.forget(digest);
+            self.forget_if_gone(digest);
             return Ok(None);
         };
         let size = file.metadata()?.len();
@@ -189,6 +196,14 @@ impl Store {
                 Ok(Some(content))
             }
             None => self.rotten(digest).map(|()| None),
+        }
+    }
+
+    /// What the index knows has its file, so one that is looked for afterwards and is not there
+    /// has gone; one that was not there before may have come since.
+    fn forget_if_gone(&self, digest: &Digest) {
+        if self.keeper.about(digest).is_some() && !self.disk.blob_path(digest).exists() {
+            self.keeper.forget(digest);
         }
     }
 

@@ -9,17 +9,31 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bytesize::ByteSize;
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::ask::Admin;
-use super::{AdminArgs, Overrides, failed, load, runtime};
+use super::{File, Overrides, failed, load, runtime};
 
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
 /// How often a run's progress is asked for.
 const EVERY: Duration = Duration::from_millis(200);
+
+/// Which mirror is asked, and how it is told.
+#[derive(Debug, Args)]
+pub(super) struct AdminArgs {
+    #[command(flatten)]
+    file: File,
+    /// The mirror's admin address, instead of the configured one.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs a command against the mirror that the arguments name, and prints what it says.
 pub(super) fn told(
@@ -285,12 +299,6 @@ pub(super) async fn pin(admin: &Admin, image: Option<&str>) -> anyhow::Result<St
 pub(super) async fn unpin(admin: &Admin, image: &str) -> anyhow::Result<String> {
     let done = admin.post("/api/unpin", &json!({"image": image})).await?;
     Ok(if admin.json { pretty(&done) } else { format!("unpinned {image}\n") })
-}
-
-/// `gc`.
-pub(super) async fn collect(admin: &Admin) -> anyhow::Result<String> {
-    let done = admin.post("/api/gc", &json!({})).await?;
-    Ok(if admin.json { pretty(&done) } else { format!("removed {} records\n", done["records"]) })
 }
 
 /// `health`.

@@ -40,7 +40,7 @@ impl Disk {
         tag: &Tag,
         record: &[u8],
     ) -> io::Result<()> {
-        self.put(&self.tag_path(upstream, repository, tag), record)
+        self.put_soon(&self.tag_path(upstream, repository, tag), record)
     }
 
     /// Removes the record of a tag.
@@ -75,7 +75,7 @@ impl Disk {
         digest: &Digest,
         record: &[u8],
     ) -> io::Result<()> {
-        self.put(&self.link_path(upstream, repository, digest), record)
+        self.put_soon(&self.link_path(upstream, repository, digest), record)
     }
 
     pub(crate) fn repository_path(&self, upstream: &str, repository: &Repository) -> PathBuf {

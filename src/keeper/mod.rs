@@ -16,10 +16,12 @@ use crate::blocks::Large;
 use crate::config::units::Free;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::held::Held;
 use crate::index::{self, Index};
 use crate::metrics::Metrics;
 use crate::spares::{Spare, Spares};
 
+mod pinned;
 mod scan;
 
 /// Objects looked at in one go, under one lock.
@@ -94,6 +96,8 @@ pub struct Keeper {
     /// Whether the last write failed; for `/readyz` and the metrics.
     trouble: AtomicBool,
     metrics: Arc<Metrics>,
+    /// Which content is hosted: it is not ours to remove.
+    pub held: Held,
 }
 
 /// Room that a fill has taken; given back when dropped.
@@ -113,6 +117,7 @@ impl Keeper {
         large: Cache<Digest, Arc<Large>>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
         Self {
             disk,
             bounds,
@@ -126,6 +131,7 @@ impl Keeper {
             large,
             trouble: AtomicBool::new(false),
             metrics,
+            held: Held::default(),
         }
     }
 
@@ -266,14 +272,26 @@ impl Keeper {
         self.delete(digest, reason)
     }
 
-    /// Deletes one object, whoever reads it: readers keep what they have open.
+    /// Deletes one object, whoever reads it: readers keep what they have open. Hosted content stays.
     pub fn delete(&self, digest: &Digest, reason: Reason) -> bool {
         let (known, pinned) = {
             let index = self.index.lock();
             (index.about(digest), index.is_pinned(digest))
         };
-        self.forget(digest);
-        if let Err(error) = self.disk.remove_blob(digest) {
+        let removed = self.held.unless_hosted(digest, || {
+            self.forget(digest);
+            self.disk.remove_blob(digest)
+        });
+        let Some(removed) = removed else {
+            let mut index = self.index.lock();
+            if self.held.is_learning() {
+                index.touch(digest, now());
+            } else {
+                index.pin(digest, true); // so that it is not proposed again
+            }
+            return false;
+        };
+        if let Err(error) = removed {
             tracing::warn!(%error, %digest, "cannot remove content");
             if let Some((bytes, _)) = known {
                 let mut index = self.index.lock();
@@ -306,6 +324,11 @@ impl Keeper {
             self.small.invalidate(digest);
             self.large.invalidate(digest);
         }
+    }
+
+    /// Closes the files of what has left: until then the disk does not get its room back.
+    pub fn close_gone(&self) {
+        self.large.run_pending_tasks();
     }
 
     /// Takes the last use that memory has answered and the order does not know; 0 where none was.
@@ -349,29 +372,6 @@ impl Keeper {
     pub fn totals(&self) -> (usize, u64) {
         let index = self.index.lock();
         (index.len(), index.bytes())
-    }
-
-    /// Takes over what the pins hold, now and when it comes.
-    pub fn set_pinned(&self, held: HashSet<Digest>) {
-        let mut pinned = self.pinned.lock();
-        let mut index = self.index.lock();
-        for digest in pinned.difference(&held) {
-            index.pin(digest, false);
-        }
-        for digest in &held {
-            index.pin(digest, true);
-        }
-        *pinned = held;
-    }
-
-    /// Whether content is pinned.
-    pub fn is_pinned(&self, digest: &Digest) -> bool {
-        self.index.lock().is_pinned(digest)
-    }
-
-    /// Bytes that pinned content takes on disk.
-    pub fn pinned_bytes(&self) -> u64 {
-        self.index.lock().pinned()
     }
 
     /// Notes whether the disk takes writes.
@@ -441,6 +441,11 @@ impl Lease {
     /// How much of it has not been written.
     pub fn unwritten(&self) -> u64 {
         self.unwritten
+    }
+
+    /// Who gave it.
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// How much it is.

@@ -83,8 +83,8 @@ async fn it_keeps_again_when_there_is_room_again() {
     assert!(mirror.get(&path(&small)).answer().await.is(&small.bytes));
     mirror.until_kept(1).await;
     assert!(mirror.metric("pierhead_cache_writable", &[]).await > 0.5);
-    assert!(mirror.log().contains("the disk takes content again"), "{}", mirror.log());
     mirror.stop().await;
+    assert!(mirror.log().contains("the disk takes content again"), "{}", mirror.log());
 }
 
 const MIB: usize = 1024 * 1024;

@@ -54,7 +54,7 @@ impl Scene {
             .flat_map(|folder| files_under(&self.mirror.cache().join(folder)))
             .collect();
         files.sort();
-        assert_eq!(files.len(), 4 + 1 + 1 + 4, "{files:?}");
+        assert_eq!(files.len(), 4 + 1 + 1 + 4 + 3, "{files:?}");
         files
     }
 

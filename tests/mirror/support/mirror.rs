@@ -29,7 +29,11 @@ pub(crate) struct Setup {
     cache: String,
     rest: String,
     wrap: Option<String>,
+    env: Env,
 }
+
+/// Variables that the mirror is started with.
+type Env = Vec<(String, String)>;
 
 /// A mirror with one upstream, asked for everything.
 pub(crate) fn before(upstream: &Upstream) -> Setup {
@@ -46,7 +50,31 @@ impl Setup {
             cache: String::new(),
             rest: String::new(),
             wrap: None,
+            env: Vec::new(),
         }
+    }
+
+    /// A variable of the mirror's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A program that the mirror finds by its name: a shell script.
+    pub(crate) fn program(self, name: &str, script: &str) -> Self {
+        let folder = self.folder.path().join("bin");
+        std::fs::create_dir_all(&folder).expect("the temporary folder takes a folder");
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("it takes a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).expect("our own file");
+        let usual = std::env::var("PATH").unwrap_or_default();
+        self.env("PATH", &format!("{}:{usual}", folder.display()))
+    }
+
+    /// The folder that all of this is in; it is the mirror's home.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn upstream(self, name: &str, upstream: &Upstream) -> Self {
@@ -113,14 +141,15 @@ impl Setup {
     pub(crate) async fn start(self) -> Mirror {
         let config = self.folder.path().join("pierhead.yaml");
         std::fs::write(&config, self.yaml()).expect("the temporary folder takes a file");
-        let process = Process::start(self.folder.path(), self.wrap.as_deref()).await;
-        Mirror { folder: self.folder, process: Some(process), wrap: self.wrap }
+        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
+        Mirror { folder: self.folder, env: self.env, process: Some(process), wrap: self.wrap }
     }
 }
 
 /// A running mirror. Dropped, it is killed; if its test failed, its log is shown.
 pub(crate) struct Mirror {
     folder: TempDir,
+    env: Env,
     process: Option<Process>,
     wrap: Option<String>,
 }
@@ -157,6 +186,11 @@ impl Mirror {
     /// GET on the admin address.
     pub(crate) fn admin(&self, path: &str) -> Ask {
         Ask::new(self.running().admin, Method::GET, path)
+    }
+
+    /// POST on the admin address.
+    pub(crate) fn post_admin(&self, path: &str) -> Ask {
+        Ask::new(self.running().admin, Method::POST, path)
     }
 
     /// Pulls by tag as containerd does, checks every byte, and returns the Cache-Status of each
@@ -235,7 +269,8 @@ impl Mirror {
     /// Starts it again over the same configuration and folder, on other ports.
     pub(crate) async fn start(&mut self) {
         assert!(self.process.is_none(), "the mirror is running");
-        self.process = Some(Process::start(self.folder.path(), self.wrap.as_deref()).await);
+        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
+        self.process = Some(process);
     }
 
     /// The bytes of all files in the cache folder.
@@ -298,12 +333,14 @@ impl Drop for Mirror {
 }
 
 impl Process {
-    async fn start(folder: &Path, wrap: Option<&str>) -> Self {
+    async fn start(folder: &Path, env: &Env, wrap: Option<&str>) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let log = log.expect("the temporary folder takes a file");
         let mut child = command(wrap)
             .args(["serve", "--config"])
             .arg(folder.join("pierhead.yaml"))
+            .env("HOME", folder)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -344,7 +381,10 @@ fn command(wrap: Option<&str>) -> Command {
         let name = name.as_str();
         if name.starts_with("PIERHEAD_")
             || name.to_ascii_lowercase().ends_with("_proxy")
-            || name == "RUST_LOG"
+            || ["RUST_LOG", "DOCKER_CONFIG", "GCE_METADATA_HOST"].contains(&name)
+            || ["AWS_", "AZURE_", "GOOGLE_", "IDENTITY_", "MSI_"]
+                .iter()
+                .any(|p| name.starts_with(p))
         {
             command.env_remove(name);
         }
