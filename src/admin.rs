@@ -1,20 +1,24 @@
-//! The admin address: health, metrics and orders, on a port of its own.
+//! The admin address: health, metrics and the admin API, on a port of its own.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::config::units::Span;
 use crate::error::{Error, Kind, Result};
+use crate::ops::{Ops, Order};
 use crate::receive::Incoming;
 use crate::respond::{self, Answer, Body};
 use crate::server::Mirror;
@@ -38,40 +42,97 @@ struct Collect {
 #[derive(Debug)]
 pub struct Admin {
     mirror: Arc<Mirror>,
+    ops: Ops,
+}
+
+/// A request, read as far as it is allowed to be long.
+#[derive(Debug)]
+struct Request {
+    method: Method,
+    path: String,
+    query: BTreeMap<String, String>,
+    content_type: String,
+    host: String,
+    origin: Option<String>,
+    site: Option<String>,
+    body: Bytes,
 }
 
 impl Admin {
-    /// For one mirror.
-    pub fn new(mirror: Arc<Mirror>) -> Self {
-        Self { mirror }
+    /// For one mirror, which clients reach at `addresses`.
+    pub fn new(mirror: Arc<Mirror>, addresses: Vec<SocketAddr>) -> Self {
+        Self { ops: Ops::new(Arc::clone(&mirror), addresses), mirror }
     }
 
-    async fn answer(&self, method: &Method, path: &str, stopping: bool) -> Answer {
-        if !matches!(*method, Method::GET | Method::HEAD) {
+    async fn answer(&self, request: &Request, stopping: bool) -> Answer {
+        if let Some(path) = request.path.strip_prefix("/api/") {
+            return match self.api(path, request).await {
+                Ok(value) => json(StatusCode::OK, &value),
+                Err(error) => {
+                    tracing::debug!(path, ?error, "admin request refused");
+                    let body = serde_json::json!({"error": error.message()});
+                    json(error.kind().answer().1, &body)
+                }
+            };
+        }
+        if request.method == Method::POST {
+            return self.order(request).await;
+        }
+        if !request.is_reading() {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST\n");
         }
-        match path {
+        match request.path.as_str() {
             // Alive means that this line is reached.
             "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => self.ready(stopping).await,
             "/metrics" => self.metrics(),
-            "/" => text(StatusCode::OK, "Pierhead's admin address: /healthz /readyz /metrics\n"),
-            _ => text(StatusCode::NOT_FOUND, "not here: /healthz, /readyz and /metrics are\n"),
+            "/" => text(
+                StatusCode::OK,
+                "Pierhead's admin address: /healthz /readyz /metrics /api/status\n",
+            ),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "not here: /healthz, /readyz, /metrics and /api/status are\n",
+            ),
         }
     }
 
-    /// What changes something. A web page that somebody happens to look at can make a browser post
-    /// here, but not as JSON.
-    async fn order(&self, path: &str, body: &mut Incoming<'_>) -> Answer {
-        let media_type = body.header(&header::CONTENT_TYPE);
-        if media_type.is_none_or(|t| t.split(';').next() != Some("application/json")) {
+    /// The API: reading by GET; what changes something by POST, from our own clients only.
+    async fn api(&self, path: &str, request: &Request) -> Result<Value> {
+        let (ops, query) = (&self.ops, &request.query);
+        if request.is_reading() {
+            return match path {
+                "status" => ops.status().await,
+                "repositories" => ops.list_repositories(query).await,
+                "tags" => ops.list_tags(query).await,
+                "objects" => ops.list_objects(query).await,
+                "image" => ops.image(query),
+                "pins" => Ok(ops.pins().await),
+                "verify" => Ok(ops.verified()),
+                _ => Err(Error::new(Kind::PathUnknown, format!("there is no /api/{path}"))),
+            };
+        }
+        let order = request.order()?;
+        match path {
+            "purge" => ops.purge(&order).await,
+            "collect" => ops.collect().await,
+            "pin" => ops.pin(&order).await,
+            "unpin" => ops.unpin(&order).await,
+            "verify" => Ok(ops.verify()),
+            _ => Err(Error::new(Kind::PathUnknown, format!("POST /api/{path} does nothing"))),
+        }
+    }
+
+    /// Orders about hosted repositories.
+    async fn order(&self, request: &Request) -> Answer {
+        if !request.is_json() {
             let body = "orders come as application/json\n";
             return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, body);
         }
-        let done = match (path, body.whole(ORDER_BYTES_MAX).await) {
-            ("/gc", Ok(order)) => self.collect(&order).await,
-            (_, Ok(_)) => return text(StatusCode::NOT_FOUND, "not here: POST /gc is\n"),
+        let done = match (request.path.as_str(), request.is_ours()) {
             (_, Err(error)) => Err(error),
+            ("/gc", Ok(())) => self.collect(&request.body).await,
+            (_, Ok(())) => return text(StatusCode::NOT_FOUND, "not here: POST /gc is\n"),
         };
         done.unwrap_or_else(|error| Answer::error(&error))
     }
@@ -89,17 +150,23 @@ impl Admin {
         Ok(answer)
     }
 
-    /// Ready means: not stopping, and the cache folder can be written to. The upstreams do not
-    /// count: held content is served without them.
+    /// Ready means: not stopping. A disk that takes no more is said and does not count, since held
+    /// content is served and the rest is passed on; neither do the upstreams.
     async fn ready(&self, stopping: bool) -> Answer {
         if stopping {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
         match self.mirror.store.blocking(|s| s.disk().probe()).await {
+            Ok(()) if self.mirror.store.keeper().is_in_trouble() => text(
+                StatusCode::OK,
+                "ready; the disk took no more when last asked: content is passed on without being kept\n",
+            ),
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(e) => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &format!("the cache folder cannot be written to: {e}\n"),
+                StatusCode::OK,
+                &format!(
+                    "ready; the cache folder cannot be written to: {e}; content is passed on without being kept\n"
+                ),
             ),
         }
     }
@@ -115,6 +182,84 @@ impl Admin {
         );
         answer
     }
+}
+
+impl Request {
+    /// Reads a request with its body; what could be read comes with the error too.
+    async fn read(
+        session: &mut ServerSession,
+        patience: Duration,
+    ) -> std::result::Result<Self, (Self, Error)> {
+        let head = session.req_header();
+        let text = |name: HeaderName| {
+            head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        let query = head.uri.query().unwrap_or_default();
+        let mut request = Self {
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+            content_type: text(header::CONTENT_TYPE).unwrap_or_default(),
+            host: text(header::HOST).unwrap_or_default(),
+            origin: text(header::ORIGIN),
+            site: text(HeaderName::from_static("sec-fetch-site")),
+            body: Bytes::new(),
+        };
+        match Incoming::new(session, patience).whole(ORDER_BYTES_MAX).await {
+            Ok(body) => request.body = body,
+            Err(error) => return Err((request, error)),
+        }
+        Ok(request)
+    }
+
+    fn is_reading(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
+    fn is_json(&self) -> bool {
+        self.content_type.split(';').next() == Some("application/json")
+    }
+
+    /// Whether it comes from a client of ours. A page of another site may make a browser that
+    /// reaches us send a form, but not JSON without asking us first, which we do not answer; nor may
+    /// a page that has its own name lead here (DNS rebinding) order anything.
+    fn is_ours(&self) -> Result<()> {
+        let denied = |why: &str| Err(Error::new(Kind::Denied, why));
+        if !self.is_json() {
+            return denied("what changes something is sent with Content-Type: application/json");
+        }
+        if self.site.as_deref().is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+            return denied("a page of another site may change nothing");
+        }
+        let Some(origin) = &self.origin else { return Ok(()) };
+        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
+        let name = name.trim_matches(['[', ']']);
+        let is_plain = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
+        if !is_plain || *origin != format!("http://{}", self.host) {
+            return denied("a browser may change something only at an address, from its own page");
+        }
+        Ok(())
+    }
+
+    /// What is ordered.
+    fn order(&self) -> Result<Order> {
+        if self.method != Method::POST {
+            return Err(Error::new(Kind::Unsupported, "what changes something is sent by POST"));
+        }
+        self.is_ours()?;
+        if self.body.is_empty() {
+            return Ok(Order::default());
+        }
+        serde_json::from_slice(&self.body)
+            .map_err(|e| Error::new(Kind::BadRequest, format!("the order is not understood: {e}")))
+    }
+}
+
+fn json(status: StatusCode, value: &Value) -> Answer {
+    let mut answer = Answer::new(status, Body::Bytes(format!("{value}\n").into()), Cache::None);
+    answer.header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
 }
 
 fn text(status: StatusCode, body: &str) -> Answer {
@@ -140,14 +285,14 @@ impl HttpServerApp for Admin {
         if stopping {
             session.set_keepalive(None);
         }
-        let method = session.req_header().method.clone();
-        let path = session.req_header().uri.path().to_owned();
-        let answer = if method == Method::POST {
-            self.order(&path, &mut Incoming::new(&mut session, wait)).await
-        } else {
-            self.answer(&method, &path, stopping).await
+        let (request, answer) = match Request::read(&mut session, wait).await {
+            Ok(request) => {
+                let answer = self.answer(&request, stopping).await;
+                (request, answer)
+            }
+            Err((request, error)) => (request, Answer::error(&error)),
         };
-        let sent = respond::send(&mut session, &method, answer, wait).await;
+        let sent = respond::send(&mut session, &request.method, answer, wait).await;
         if sent.broken.is_some() {
             return None;
         }

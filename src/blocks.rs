@@ -125,7 +125,7 @@ pub struct Large {
     pub file: Arc<File>,
     /// Its size in bytes.
     pub size: u64,
-    /// When it was last asked for, in seconds.
+    /// When it was last asked for, in seconds; 0 where the order knows of that.
     pub used: AtomicU32,
     sums: Sums,
     /// One bit a block: it has been compared since the file was last seen to change.

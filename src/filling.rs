@@ -25,9 +25,6 @@ const FRUITLESS_MAX: u32 = 3;
 /// Pieces that wait to be written; each is what one read of the upstream's socket gave.
 const PIECES_WAITING_MAX: usize = 4;
 
-/// What is let go beyond the piece that did not fit, so that the next ones do.
-const RELIEF_BYTES: u64 = 16 * 1024 * 1024;
-
 /// Follows the fill of a digest, and starts it where none is under way. The flag says whether it
 /// was joined.
 pub fn join_or_start(
@@ -84,9 +81,7 @@ impl Task {
         }
         // The bytes are right: nobody need wait for the disk.
         self.verified(bytes);
-        self.publish(summing, bytes).await?;
-        drop(lease);
-        Ok(())
+        self.publish(summing, bytes, lease).await
     }
 
     /// Whether another fill has ended between the look for the content and this one's start.
@@ -121,12 +116,14 @@ impl Task {
 
     /// Opens the file, with what an earlier attempt, perhaps of an earlier process, has left in it.
     async fn open(&self) -> Result<Written> {
-        self.fills.store.keeper().scanned().await;
+        let waited = self.fills.store.scanned().await;
         let digest = self.fill.digest;
         let opened = self
             .fills
             .store
             .blocking(move |s| {
+                waited?;
+                s.keeper().unspare(&s.disk().fill_path(&digest));
                 let (file, path) = s.disk().open_fill(&digest)?;
                 let written = Written::read(&file, digest)?;
                 Ok((file, path, written))
@@ -137,7 +134,7 @@ impl Task {
         Ok(written)
     }
 
-    async fn publish(&self, summing: Summing, bytes: u64) -> Result<()> {
+    async fn publish(&self, summing: Summing, bytes: u64, lease: Option<Lease>) -> Result<()> {
         let (Some(file), Some(path)) = (self.fill.file.get().cloned(), self.path.get().cloned())
         else {
             return Err(Error::internal("a fill has no file", "it was not opened"));
@@ -148,15 +145,18 @@ impl Task {
             .store
             .blocking(move |store| {
                 let sums = summing.finish();
-                if bytes > SMALL_BYTES_MAX {
-                    store.disk().put_sums(&fill.digest, &sums.encode())?;
+                if bytes > SMALL_BYTES_MAX
+                    && let Err(error) = store.disk().put_sums(&fill.digest, &sums.encode())
+                {
+                    tracing::warn!(%error, digest = %fill.digest, "cannot record checksums");
                 }
                 store.disk().publish(&file, &path, &fill.digest)?;
-                store.keeper().published(&fill.digest, bytes);
                 if bytes > SMALL_BYTES_MAX {
+                    // Before it is known to the keeper, so that it cannot leave in between.
                     let large = store.hold(Large::written(fill.digest, file, sums)?);
                     let _ = fill.kept.set(large); // set here only
                 }
+                store.keeper().published(&fill.digest, bytes, lease);
                 Ok(())
             })
             .await;
@@ -291,8 +291,15 @@ impl Task {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.fill.file.get().is_some_and(|f| f.metadata().is_ok_and(|m| m.len() == 0))
+    /// Leaves the file for the next attempt, and has it counted.
+    fn leave_file(&self) {
+        if let Some(path) = self.path.get() {
+            self.fills.store.keeper().spare(path.clone(), self.bytes());
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.fill.file.get().and_then(|f| f.metadata().ok()).map_or(0, |about| about.len())
     }
 }
 
@@ -312,8 +319,10 @@ impl Ending<'_> {
         let broke = |e: &Error| {
             matches!(e.kind(), Kind::Unavailable | Kind::TooManyRequests | Kind::NoLogin)
         };
-        if outcome.as_ref().is_err_and(|e| !broke(e)) || task.is_empty() {
-            task.drop_file();
+        match &outcome {
+            Ok(()) => {}
+            Err(e) if broke(e) && task.bytes() > 0 => task.leave_file(),
+            Err(_) => task.drop_file(),
         }
         task.fills.under_way.lock().remove(&task.fill.digest);
         task.fills.metrics.fills_in_flight.dec();
@@ -323,7 +332,8 @@ impl Ending<'_> {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        Self::end(self.0, Err(Error::new(Kind::Internal, "a download was dropped")));
+        // By a stop of the whole program: what has come so far is resumed by the next start.
+        Self::end(self.0, Err(Error::new(Kind::Unavailable, "a download was dropped")));
     }
 }
 
@@ -423,7 +433,8 @@ impl Written {
             }
         }
         file.write_all_at(new, self.bytes).or_else(|e| {
-            let room = store::is_full(&e) && keeper.relieve(length + RELIEF_BYTES);
+            let rest = self.lease.as_ref().map_or(0, Lease::unwritten);
+            let room = store::is_full(&e) && keeper.relieve(length.max(rest));
             if room { file.write_all_at(new, self.bytes) } else { Err(e) }
         })?;
         self.take(new);

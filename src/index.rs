@@ -9,6 +9,7 @@
 use hashbrown::HashTable;
 
 use crate::digest::Digest;
+use crate::limits::SMALL_BYTES_MAX;
 
 /// Objects up to this size count as small.
 const SMALL_BYTES: u64 = 64 * 1024;
@@ -67,6 +68,7 @@ pub struct Index {
     lists: [Ends; 3],
     room: u64,
     on_disk: u64,
+    pinned: u64,
 }
 
 impl Index {
@@ -80,6 +82,7 @@ impl Index {
             lists: [EMPTY; 3],
             room,
             on_disk: 0,
+            pinned: 0,
         }
     }
 
@@ -93,9 +96,14 @@ impl Index {
         self.lists.iter().map(|l| l.bytes).sum()
     }
 
-    /// What they take on disk: whole file blocks.
+    /// What they take on disk: whole file blocks, and their checksums.
     pub fn on_disk(&self) -> u64 {
         self.on_disk
+    }
+
+    /// What the pinned ones of them take.
+    pub fn pinned(&self) -> u64 {
+        self.pinned
     }
 
     /// How many objects.
@@ -111,12 +119,21 @@ impl Index {
     /// Takes in an object that was last used at `used` (seconds), or notes its new size. `again`:
     /// it has been used since it came.
     pub fn insert(&mut self, digest: &Digest, bytes: u64, used: u32, again: bool) {
+        self.learn(digest, bytes, used, again);
+        self.settle();
+    }
+
+    /// As `insert`, for many objects that come in no order: `order` is called when all are known.
+    pub fn learn(&mut self, digest: &Digest, bytes: u64, used: u32, again: bool) {
         if let Some(at) = self.find(digest) {
-            let list = self.entries[at as usize].list as usize;
-            self.lists[list].bytes =
-                self.lists[list].bytes - self.entries[at as usize].bytes + bytes;
-            let before = std::mem::replace(&mut self.entries[at as usize].bytes, bytes);
-            self.on_disk = self.on_disk - blocks(before) + blocks(bytes);
+            let entry = &mut self.entries[at as usize];
+            let (list, pinned) = (entry.list as usize, entry.pinned);
+            let before = std::mem::replace(&mut entry.bytes, bytes);
+            self.lists[list].bytes = self.lists[list].bytes - before + bytes;
+            self.on_disk = self.on_disk - footprint(before) + footprint(bytes);
+            if pinned {
+                self.pinned = self.pinned - footprint(before) + footprint(bytes);
+            }
             return;
         }
         let (key, tail) = halves(digest);
@@ -133,8 +150,32 @@ impl Index {
         }
         let entries = &self.entries;
         self.table.insert_unique(hash(&key), at, |&i| hash(&entries[i as usize].key));
-        self.on_disk += blocks(bytes);
+        self.on_disk += footprint(bytes);
         self.link(at, list);
+    }
+
+    /// Moves all last uses by so many seconds.
+    pub fn shift(&mut self, seconds: u32) {
+        for entry in &mut self.entries {
+            entry.used = entry.used.saturating_add(seconds);
+        }
+    }
+
+    /// Puts all objects in the order of their last use. Costs four bytes an object meanwhile.
+    pub fn order(&mut self) {
+        for list in [List::Probation, List::Protected, List::Small] {
+            let mut members = Vec::new();
+            let mut at = self.lists[list as usize].oldest;
+            while at != NONE {
+                members.push(at);
+                at = self.entries[at as usize].newer;
+            }
+            members.sort_by_key(|at| self.entries[*at as usize].used);
+            self.lists[list as usize] = EMPTY;
+            for at in members {
+                self.link(at, list);
+            }
+        }
         self.settle();
     }
 
@@ -164,6 +205,12 @@ impl Index {
         self.settle();
     }
 
+    /// Bytes and last use of an object.
+    pub fn about(&self, digest: &Digest) -> Option<(u64, u32)> {
+        let entry = &self.entries[self.find(digest)? as usize];
+        Some((entry.bytes, entry.used))
+    }
+
     /// Whether an object is known.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.find(digest).is_some()
@@ -171,9 +218,17 @@ impl Index {
 
     /// Pins an object, or lets it go.
     pub fn pin(&mut self, digest: &Digest, pinned: bool) {
-        if let Some(at) = self.find(digest) {
-            self.entries[at as usize].pinned = pinned;
+        let Some(at) = self.find(digest) else { return };
+        let entry = &mut self.entries[at as usize];
+        if std::mem::replace(&mut entry.pinned, pinned) != pinned {
+            let bytes = footprint(entry.bytes);
+            self.pinned = if pinned { self.pinned + bytes } else { self.pinned - bytes };
         }
+    }
+
+    /// Whether an object is pinned.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.find(digest).is_some_and(|at| self.entries[at as usize].pinned)
     }
 
     /// Forgets an object, and says how many bytes it had.
@@ -186,8 +241,9 @@ impl Index {
         }
         self.tails.remove(&at);
         self.free.push(at);
-        let bytes = self.entries[at as usize].bytes;
-        self.on_disk -= blocks(bytes);
+        let Entry { bytes, pinned, .. } = self.entries[at as usize];
+        self.on_disk -= footprint(bytes);
+        self.pinned -= if pinned { footprint(bytes) } else { 0 };
         Some(bytes)
     }
 
@@ -295,9 +351,12 @@ impl Index {
     }
 }
 
-/// What a file of `bytes` takes on disk.
-pub fn blocks(bytes: u64) -> u64 {
-    bytes.div_ceil(FILE_BLOCK) * FILE_BLOCK
+/// What an object of `bytes` takes on disk: whole blocks, and those of its checksums, which are 4
+/// bytes for each 256 KiB.
+pub fn footprint(bytes: u64) -> u64 {
+    let blocks = |bytes: u64| bytes.div_ceil(FILE_BLOCK) * FILE_BLOCK;
+    let sums = if bytes > SMALL_BYTES_MAX { blocks(bytes / (64 * 1024) + 16) } else { 0 };
+    blocks(bytes) + sums
 }
 
 /// Digests are random already: eight bytes of one are as good a hash as any. They are chosen by
@@ -362,6 +421,17 @@ mod tests {
             digest(0),
             "the oldest protected goes back before the newcomer"
         );
+    }
+
+    #[test]
+    fn what_is_learned_in_no_order_is_put_in_order() {
+        let mut index = Index::new(1000 * MB);
+        for (n, used) in [(0, 7), (1, 3), (2, 9), (3, 1)] {
+            index.learn(&digest(n), MB, used, false);
+        }
+        index.order();
+        assert_eq!(order(&index), [3, 1, 0, 2].map(digest));
+        assert_eq!((index.bytes(), index.len()), (4 * MB, 4));
     }
 
     #[test]

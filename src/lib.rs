@@ -44,6 +44,8 @@ pub mod freshness;
 
 pub mod index;
 
+pub mod spares;
+
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 
@@ -60,6 +62,12 @@ pub mod keeper;
 pub mod store;
 
 pub mod sendfile;
+
+pub mod catalog;
+
+pub mod pins;
+
+pub mod purge;
 
 pub mod upstream;
 
@@ -101,6 +109,8 @@ pub mod receive;
 pub mod hosting;
 
 pub mod server;
+
+pub mod ops;
 
 pub mod admin;
 

@@ -1,9 +1,12 @@
 //! Every metric, in one place; nothing else names prometheus. No label carries a repository, tag,
 //! digest or user, so the number of series is bounded by the configuration.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use prometheus::core::Collector;
+use prometheus::proto::LabelPair;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -33,6 +36,8 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Objects held on disk.
     pub cache_objects: IntGauge,
+    /// Whether the disk takes what is to be kept.
+    pub cache_writable: IntGauge,
     /// Bytes that the disk may hold.
     pub cache_limit_bytes: IntGauge,
     /// Bytes held in memory.
@@ -43,6 +48,64 @@ pub struct Metrics {
     pub verify_failures: IntCounter,
     /// Connections that clients hold open.
     pub connections: IntGauge,
+}
+
+/// What was asked for, and what of it was held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Manifests and blobs asked for.
+    pub requests: u64,
+    /// Those of them that were held.
+    pub hits: u64,
+    /// Body bytes sent.
+    pub bytes: u64,
+    /// Those of them that were held.
+    pub hit_bytes: u64,
+}
+
+impl Tally {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            hits: self.hits + other.hits,
+            bytes: self.bytes + other.bytes,
+            hit_bytes: self.hit_bytes + other.hit_bytes,
+        }
+    }
+
+    /// With the ratios, which are nothing where nothing was asked for.
+    pub fn json(&self) -> serde_json::Value {
+        let ratio = |part: u64, all: u64| (all > 0).then(|| part as f64 / all as f64);
+        serde_json::json!({
+            "requests": self.requests, "hits": self.hits, "hit_ratio": ratio(self.hits, self.requests),
+            "bytes": self.bytes, "hit_bytes": self.hit_bytes,
+            "hit_byte_ratio": ratio(self.hit_bytes, self.bytes),
+        })
+    }
+}
+
+/// Looks at each series of a counter, with its labels.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counters of whole things"
+)]
+fn each(counters: &IntCounterVec, mut look: impl FnMut(&[LabelPair], u64)) {
+    for family in counters.collect() {
+        for metric in family.get_metric() {
+            look(metric.get_label(), metric.get_counter().get_value() as u64);
+        }
+    }
+}
+
+fn label<'l>(labels: &'l [LabelPair], name: &str) -> &'l str {
+    labels.iter().find(|label| label.name() == name).map_or("", |label| label.value())
+}
+
+fn is_hit(cache: &str) -> bool {
+    matches!(cache, "hit" | "revalidated" | "stale")
 }
 
 /// The metrics that answers of one kind count in, found once.
@@ -150,6 +213,11 @@ impl Metrics {
             fills: counters(r, "fills_total", "Downloads ended, by result.", &["result"])?,
             cache_bytes: gauge(r, "cache_bytes", "Bytes held on disk.")?,
             cache_objects: gauge(r, "cache_objects", "Objects held on disk.")?,
+            cache_writable: gauge(
+                r,
+                "cache_writable",
+                "Whether the last write to the cache folder went well; 0 passes content on unkept.",
+            )?,
             cache_limit_bytes: gauge(r, "cache_limit_bytes", "Bytes that the disk may hold.")?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
             evictions: counters(
@@ -167,6 +235,7 @@ impl Metrics {
             connections: gauge(r, "connections", "Connections that clients hold open.")?,
             registry: registry.clone(),
         };
+        metrics.cache_writable.set(1);
         // Alerts are on rates, which want the series to be there before its first event.
         for result in ["stored", "broken", "bad_upstream", "not_kept", "failed", "refused"] {
             metrics.fills.with_label_values(&[result]);
@@ -255,6 +324,24 @@ impl Metrics {
                 gauge.with_label_values(&[upstream]).set(n);
             }
         }
+    }
+
+    /// What was asked for and what was held, by upstream.
+    pub fn tallies(&self) -> BTreeMap<String, Tally> {
+        let mut tallies = BTreeMap::<String, Tally>::new();
+        each(&self.requests, |labels, n| {
+            if matches!(label(labels, "kind"), "manifest" | "blob") {
+                let tally = tallies.entry(label(labels, "upstream").to_owned()).or_default();
+                tally.requests += n;
+                tally.hits += if is_hit(label(labels, "cache")) { n } else { 0 };
+            }
+        });
+        each(&self.response_bytes, |labels, n| {
+            let tally = tallies.entry(label(labels, "upstream").to_owned()).or_default();
+            tally.bytes += n;
+            tally.hit_bytes += if is_hit(label(labels, "cache")) { n } else { 0 };
+        });
+        tallies
     }
 
     /// Counts content that has left.

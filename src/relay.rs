@@ -49,7 +49,8 @@ impl Relay {
     }
 
     /// Goes on at `position` for a client who has all before it from `file`, which a fill that
-    /// cannot go on has left.
+    /// cannot go on has left. Where the file does not reach so far the client wants a part only,
+    /// which no digest can prove.
     ///
     /// # Errors
     /// `Internal` where the file cannot be read.
@@ -62,9 +63,14 @@ impl Relay {
     ) -> Result<Self> {
         let hasher = tokio::task::spawn_blocking(move || hash_to(&file, digest, position))
             .await
-            .map_err(|e| Error::internal("a hash was dropped", e))?
-            .map_err(|e| Error::internal("cannot read what was downloaded", e))?;
-        Ok(Self::new(upstream, place, digest, Some(hasher), position))
+            .map_err(|e| Error::internal("a hash was dropped", e))?;
+        let hasher = match hasher {
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => None,
+            hasher => {
+                Some(hasher.map_err(|e| Error::internal("cannot read what was downloaded", e))?)
+            }
+        };
+        Ok(Self::new(upstream, place, digest, hasher, position))
     }
 
     fn new(

@@ -202,6 +202,43 @@ impl Table {
         Ok(Route { action, target: Some(target), namespace: namespace.map(Into::into) })
     }
 
+    /// Understands an image as people write it: `nginx`, `ghcr.io/org/app:1.2`, `app@sha256:…`.
+    ///
+    /// # Errors
+    /// The specification's for names, tags and digests, and `NameUnknown` for a registry that is
+    /// not configured.
+    pub fn image(&self, text: &str) -> Result<(Target, Reference), Error> {
+        let (name, digest) = text.split_once('@').map_or((text, None), |(n, d)| (n, Some(d)));
+        let (name, tag) = match name.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, tag),
+            _ => (name, "latest"),
+        };
+        let reference = match digest {
+            Some(digest) => Reference::Digest(Digest::parse(digest)?),
+            None => Reference::Tag(Tag::parse(tag)?),
+        };
+        Ok((self.repository(name)?, reference))
+    }
+
+    /// Understands a repository as people write it. What looks like a registry has to be one of ours.
+    ///
+    /// # Errors
+    /// As `image`.
+    pub fn repository(&self, name: &str) -> Result<Target, Error> {
+        let first = name.split_once('/').map_or("", |(first, _)| first);
+        let is_registry = first == "localhost" || first.contains(['.', ':']);
+        if is_registry && !self.names.contains_key(first) {
+            let text = format!("no upstream is configured for {first}");
+            return Err(Error::new(Kind::NameUnknown, text));
+        }
+        self.origin(None, name, None, None)
+    }
+
+    /// The upstream that a name or an alias stands for.
+    pub fn upstream(&self, name: &str) -> Option<&Arc<str>> {
+        self.names.get(&name.to_ascii_lowercase())
+    }
+
     /// Takes `/v2/` off; the upstream's name may stand before it as well as behind it, since both
     /// are how people write a prefix into a client's mirror address.
     fn split_base<'p>(&self, path: &'p str) -> Option<(Option<&'p str>, &'p str)> {

@@ -71,7 +71,12 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let services = vec![
         tokio::spawn(async move { tended.hosting.tend().await }),
         serve("pull", pull, limited, pull_stopped)?,
-        serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
+        serve(
+            "admin",
+            admin,
+            Plain(Arc::new(Admin::new(Arc::clone(&mirror), addresses.clone()))),
+            admin_stopped,
+        )?,
     ];
     Ok(Running {
         addresses,

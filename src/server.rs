@@ -150,6 +150,11 @@ impl Mirror {
         })
     }
 
+    /// By which names the upstreams are known.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
     /// fetched, answered.
     async fn answer(

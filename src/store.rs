@@ -19,6 +19,10 @@ use crate::limits::{OPEN_FILES_MAX, RECORDS_MAX, SMALL_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::name::{Repository, Tag};
 
+/// How long a miss waits for the folder to be read after a start; it is not kept otherwise, since
+/// nobody could tell whether there is room.
+const SCAN_PATIENCE: Duration = Duration::from_secs(3);
+
 /// A repository of an upstream: what rights and records belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -197,7 +201,7 @@ impl Store {
             return self.rotten(digest).map(|()| None);
         }
         let Some(mut file) = self.disk.open_blob(digest)? else {
-            self.keeper.forget(digest);
+            self.forget_if_gone(digest);
             return Ok(None);
         };
         let size = file.metadata()?.len();
@@ -209,9 +213,18 @@ impl Store {
         match found? {
             Some(content) => {
                 self.keeper.used(digest, keeper::now());
+                self.keeper.recheck(digest);
                 Ok(Some(content))
             }
             None => self.rotten(digest).map(|()| None),
+        }
+    }
+
+    /// What the index knows has its file, so one that is looked for afterwards and is not there
+    /// has gone; one that was not there before may have come since.
+    fn forget_if_gone(&self, digest: &Digest) {
+        if self.keeper.about(digest).is_some() && !self.disk.blob_path(digest).exists() {
+            self.keeper.forget(digest);
         }
     }
 
@@ -229,7 +242,7 @@ impl Store {
     }
 
     fn remember(&self, digest: &Digest, bytes: Bytes) -> Bytes {
-        let used = AtomicU32::new(keeper::now());
+        let used = AtomicU32::new(0);
         self.small.insert(*digest, Arc::new(Small { bytes: bytes.clone(), used }));
         bytes
     }
@@ -256,9 +269,18 @@ impl Store {
     /// Holds large content open for the next requests.
     pub fn hold(&self, large: Large) -> Arc<Large> {
         let large = Arc::new(large);
-        large.used.store(keeper::now(), Ordering::Relaxed);
         self.large.insert(large.digest, Arc::clone(&large));
         large
+    }
+
+    /// Waits for the folder to be read, but not for long: a miss goes on without being kept then.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub async fn scanned(&self) -> io::Result<()> {
+        tokio::time::timeout(SCAN_PATIENCE, self.keeper.scanned()).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, "the cache folder is still being read")
+        })
     }
 
     /// Sets rotten content aside, so that it is fetched again.
@@ -268,8 +290,12 @@ impl Store {
     pub fn rotten(&self, digest: &Digest) -> io::Result<()> {
         tracing::error!(%digest, "held content does not have its digest; set aside, to be fetched again");
         self.metrics.verify_failures.inc();
-        self.disk.set_aside(digest)?;
+        let aside = self.disk.set_aside(digest);
         self.keeper.forget(digest);
+        if let Some(path) = aside? {
+            let bytes = path.metadata().map(|about| about.len()).unwrap_or_default();
+            self.keeper.spare(path, bytes);
+        }
         Ok(())
     }
 
@@ -282,8 +308,9 @@ impl Store {
         if content.len() as u64 <= SMALL_BYTES_MAX {
             self.remember(&digest, content.clone());
         }
-        self.keeper.scanned().await;
+        let waited = self.scanned().await;
         self.blocking(move |store| {
+            waited?;
             let size = content.len() as u64;
             let lease = store.keeper.reserve(size).ok_or(io::ErrorKind::StorageFull)?;
             let written = store
@@ -292,8 +319,7 @@ impl Store {
                 .or_else(|e| store.again(e, size, || store.disk.put_blob(&digest, &content)));
             store.keeper.wrote(written.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
             written?;
-            drop(lease);
-            store.keeper.published(&digest, size);
+            store.keeper.published(&digest, size, Some(lease));
             Ok(())
         })
         .await
@@ -375,6 +401,20 @@ impl Store {
         warn_of(kept, "cannot keep a link's record");
     }
 
+    /// Forgets that a repository was shown to contain a digest. Whether that was known.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn drop_link(self: &Arc<Self>, place: &Place, digest: &Digest) -> io::Result<bool> {
+        self.links.invalidate(&(place.clone(), *digest));
+        let (p, d) = (place.clone(), *digest);
+        self.blocking(move |store| {
+            let path = store.disk.link_path(&p.upstream, &p.repository, &d);
+            store.disk.remove(&path)
+        })
+        .await
+    }
+
     /// Runs disk work where it stops nobody.
     pub async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
@@ -387,14 +427,14 @@ impl Store {
 
 /// A record as it lies on disk: JSON for people who look, and a checksum on a line of its own, since
 /// a flipped bit can turn a digest or a type into another one.
-fn write_record(record: &impl Serialize) -> Vec<u8> {
+pub(crate) fn write_record(record: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(record).unwrap_or_default();
     let sum = crc32fast::hash(&text);
     text.extend(format!("\n{sum:08x}\n").into_bytes());
     text
 }
 
-fn read_record<T: serde::de::DeserializeOwned>(
+pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
     bytes: io::Result<Option<Vec<u8>>>,
     what: &str,
 ) -> Option<T> {

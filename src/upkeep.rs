@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::blocks;
 use crate::digest::Digest;
 use crate::store::Store;
+use crate::{pins, purge};
 
 /// How long a small file may be unsynced.
 const SYNC_WITHIN: Duration = Duration::from_millis(500);
@@ -17,14 +18,22 @@ const ROUND: Duration = Duration::from_secs(60);
 /// The pause between two walks of the scrubber over everything.
 const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
 
+/// The pause between two searches for records of content that has left.
+const COLLECT_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
 /// Objects taken from the index at a time.
 const BATCH: usize = 256;
 
 /// Starts the background work. It ends with the store.
 pub fn start(store: &Arc<Store>, scrub_rate: u64) {
     let scanner = Arc::clone(store);
-    tokio::task::spawn_blocking(move || scanner.keeper().scan());
+    tokio::spawn(async move {
+        // What is pinned has to be known before anything may leave.
+        pins::apply(&scanner).await;
+        tokio::task::spawn_blocking(move || scanner.keeper().scan());
+    });
     tokio::spawn(rounds(Arc::downgrade(store)));
+    tokio::spawn(collect_daily(Arc::downgrade(store)));
     tokio::spawn(sync_forever(Arc::downgrade(store)));
     if scrub_rate > 0 {
         tokio::spawn(scrub_forever(Arc::downgrade(store), scrub_rate));
@@ -48,6 +57,7 @@ async fn rounds(store: Weak<Store>) {
     loop {
         tokio::time::sleep(ROUND).await;
         let Some(store) = store.upgrade() else { return };
+        pins::apply(&store).await;
         let done = store.blocking(|store| {
             store.keeper().flush();
             store.keeper().expire();
@@ -56,6 +66,18 @@ async fn rounds(store: Weak<Store>) {
         });
         if let Err(error) = done.await {
             tracing::error!(%error, "the upkeep of the cache failed");
+        }
+    }
+}
+
+async fn collect_daily(store: Weak<Store>) {
+    loop {
+        tokio::time::sleep(COLLECT_PAUSE).await;
+        let Some(store) = store.upgrade() else { return };
+        match purge::collect(&store).await {
+            Ok(0) => {}
+            Ok(records) => tracing::info!(records, "removed records of content that has left"),
+            Err(error) => tracing::error!(%error, "records of content that has left stay"),
         }
     }
 }

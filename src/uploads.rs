@@ -194,7 +194,7 @@ impl Uploads {
                     store.disk().put_sums(&digest, &sums.encode())?;
                 }
                 store.disk().publish(&file, &path, &digest)?;
-                store.keeper().published(&digest, size);
+                store.keeper().published(&digest, size, None);
                 if size > SMALL_BYTES_MAX {
                     store.hold(Large::written(digest, file, sums)?);
                 }

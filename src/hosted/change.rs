@@ -180,8 +180,7 @@ impl Hosted {
         }
         let lease = self.store.keeper().reserve(size).ok_or_else(no_room)?;
         disk.put(&disk.blob_path(digest), bytes).map_err(unwritable)?;
-        drop(lease);
-        self.store.keeper().published(digest, size);
+        self.store.keeper().published(digest, size, Some(lease));
         if let Some(subject) = &pushed.subject {
             let descriptor = descriptor(pushed, digest, size);
             folder.set_referrer(disk, subject, digest, &descriptor).map_err(unwritable)?;

@@ -16,8 +16,11 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod bounds;
 mod broken;
+mod crash;
 mod fills;
+mod full_disk;
 mod hosted_crash;
 mod hosted_events;
 mod hosted_gc;
@@ -29,6 +32,7 @@ mod limits;
 mod logins;
 mod malformed;
 mod manifests;
+mod ops;
 mod outages;
 mod pages;
 mod prefetch;
@@ -36,6 +40,7 @@ mod pull;
 mod ranges;
 mod redirects;
 mod registries;
+mod rot;
 mod routing;
 mod scripts;
 mod support;

@@ -96,6 +96,17 @@ impl Ask {
         self.try_open().await.ok().map(|reading| reading.status)
     }
 
+    /// Sends the request and reads what comes, from a mirror that may be killed meanwhile.
+    pub(crate) async fn attempt(self) {
+        let Ok(mut socket) = TcpStream::connect(self.address).await else { return };
+        let request =
+            format!("GET {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", self.target);
+        let mut sink = vec![0; 64 * 1024];
+        if socket.write_all(request.as_bytes()).await.is_ok() {
+            while socket.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+        }
+    }
+
     /// Sends the request and reads all of the answer.
     pub(crate) async fn answer(self) -> Answer {
         let what = format!("all of {} {}", self.method, self.target);

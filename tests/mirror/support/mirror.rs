@@ -26,7 +26,9 @@ pub(crate) struct Setup {
     folder: TempDir,
     upstreams: Vec<(String, String)>,
     default_upstream: String,
+    cache: String,
     rest: String,
+    wrap: Option<String>,
     env: Env,
 }
 
@@ -45,7 +47,9 @@ impl Setup {
             folder,
             upstreams: Vec::new(),
             default_upstream: NAME.to_owned(),
+            cache: String::new(),
             rest: String::new(),
+            wrap: None,
             env: Vec::new(),
         }
     }
@@ -100,12 +104,29 @@ impl Setup {
         self
     }
 
+    /// Adds a line of YAML to the section `cache`.
+    pub(crate) fn cache(mut self, yaml: &str) -> Self {
+        writeln!(self.cache, "  {yaml}").expect("a String takes all that is written to it");
+        self
+    }
+
+    /// Has a shell run these commands before it becomes the mirror.
+    pub(crate) fn after(mut self, commands: &str) -> Self {
+        self.wrap = Some(commands.to_owned());
+        self
+    }
+
+    pub(crate) fn cache_folder(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
     fn yaml(&self) -> String {
-        let cache = self.folder.path().join("cache");
+        let cache = self.cache_folder();
         let mut yaml = format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n\
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n{}\
              default_upstream: {}\nupstreams:\n",
             cache.display(),
+            self.cache,
             self.default_upstream,
         );
         for (name, options) in &self.upstreams {
@@ -120,8 +141,8 @@ impl Setup {
     pub(crate) async fn start(self) -> Mirror {
         let config = self.folder.path().join("pierhead.yaml");
         std::fs::write(&config, self.yaml()).expect("the temporary folder takes a file");
-        let process = Process::start(self.folder.path(), &self.env).await;
-        Mirror { folder: self.folder, env: self.env, process: Some(process) }
+        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
+        Mirror { folder: self.folder, env: self.env, process: Some(process), wrap: self.wrap }
     }
 }
 
@@ -130,6 +151,7 @@ pub(crate) struct Mirror {
     folder: TempDir,
     env: Env,
     process: Option<Process>,
+    wrap: Option<String>,
 }
 
 struct Process {
@@ -154,6 +176,11 @@ impl Mirror {
 
     pub(crate) fn head(&self, path: &str) -> Ask {
         self.ask(Method::HEAD, path)
+    }
+
+    /// Where it is watched.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.running().admin
     }
 
     /// GET on the admin address.
@@ -211,9 +238,14 @@ impl Mirror {
         self.folder.path().join("cache")
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.running().child.id().expect("the child was not waited for")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = self.running().child.id().expect("the child was not waited for");
-        kill(Pid::from_raw(id.try_into().expect("a process id")), signal).expect("our own child");
+        kill(Pid::from_raw(self.id().try_into().expect("a process id")), signal)
+            .expect("our own child");
     }
 
     /// Waits for the process to end by itself.
@@ -237,7 +269,19 @@ impl Mirror {
     /// Starts it again over the same configuration and folder, on other ports.
     pub(crate) async fn start(&mut self) {
         assert!(self.process.is_none(), "the mirror is running");
-        self.process = Some(Process::start(self.folder.path(), &self.env).await);
+        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
+        self.process = Some(process);
+    }
+
+    /// The bytes of all files in the cache folder.
+    pub(crate) fn folder_bytes(&self) -> u64 {
+        bytes_under(&self.cache())
+    }
+
+    /// The file that keeps this digest, under `blobs/` or `sums/`.
+    pub(crate) fn file_of(&self, folder: &str, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest");
+        self.cache().join(folder).join(algorithm).join(&hex[..2]).join(hex)
     }
 
     /// Every file under `blobs/` must be what its name says. Returns how many there are.
@@ -289,10 +333,10 @@ impl Drop for Mirror {
 }
 
 impl Process {
-    async fn start(folder: &Path, env: &Env) -> Self {
+    async fn start(folder: &Path, env: &Env, wrap: Option<&str>) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let log = log.expect("the temporary folder takes a file");
-        let mut child = command()
+        let mut child = command(wrap)
             .args(["serve", "--config"])
             .arg(folder.join("pierhead.yaml"))
             .env("HOME", folder)
@@ -327,8 +371,12 @@ impl Process {
 }
 
 /// The binary under test, deaf to the environment of whoever runs the tests.
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pierhead"));
+fn command(wrap: Option<&str>) -> Command {
+    let program = env!("CARGO_BIN_EXE_pierhead");
+    let mut command = Command::new(if wrap.is_some() { "sh" } else { program });
+    if let Some(commands) = wrap {
+        command.args(["-c", &format!("{commands}; exec \"$0\" \"$@\""), program]);
+    }
     for (name, _) in std::env::vars() {
         let name = name.as_str();
         if name.starts_with("PIERHEAD_")
@@ -347,7 +395,7 @@ fn command() -> Command {
 
 /// Runs the binary to its end, for starts that must fail.
 pub(crate) async fn run(arguments: &[&str]) -> Output {
-    let running = command().args(arguments).output();
+    let running = command(None).args(arguments).output();
     soon("the end of the program", running).await.expect("the binary under test starts")
 }
 
@@ -369,7 +417,18 @@ pub(crate) async fn until(
     .await
 }
 
-fn files_under(folder: &Path) -> Vec<PathBuf> {
+/// The bytes of all files below a folder, as far as they do not leave meanwhile.
+pub(crate) fn bytes_under(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let bytes = |path: PathBuf| match path.symlink_metadata() {
+        Ok(about) if about.is_dir() => bytes_under(&path),
+        Ok(about) => about.len(),
+        Err(_) => 0,
+    };
+    entries.filter_map(|entry| Some(bytes(entry.ok()?.path()))).sum()
+}
+
+pub(crate) fn files_under(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Vec::new();
     };

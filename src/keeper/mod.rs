@@ -1,10 +1,12 @@
 //! Keeps the cache within its bounds: makes room before bytes are written, and lets the least
 //! useful content go. Everything here blocks and belongs on a blocking thread.
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -17,6 +19,10 @@ use crate::disk::Disk;
 use crate::held::Held;
 use crate::index::{self, Index};
 use crate::metrics::Metrics;
+use crate::spares::{Spare, Spares};
+
+mod pinned;
+mod scan;
 
 /// Objects looked at in one go, under one lock.
 const BATCH: usize = 64;
@@ -26,7 +32,7 @@ const BATCH: usize = 64;
 pub struct Small {
     /// The content.
     pub bytes: Bytes,
-    /// When it was last asked for, in seconds.
+    /// When it was last asked for, in seconds; 0 where the order knows of that.
     pub used: AtomicU32,
 }
 
@@ -75,15 +81,19 @@ pub struct Keeper {
     disk: Arc<Disk>,
     bounds: Bounds,
     index: Mutex<Index>,
+    /// Downloads that broke off, and content that was set aside.
+    spares: Mutex<Spares>,
     /// Bytes of fills under way.
     reserved: AtomicU64,
     /// Those of them that have not been written yet, and so are still free on the disk.
     unwritten: AtomicU64,
+    /// What the pins hold, whether it is there or not.
+    pinned: Mutex<HashSet<Digest>>,
     /// Whether the folder has been read since the start.
     scanned: tokio::sync::watch::Sender<bool>,
     small: Cache<Digest, Arc<Small>>,
     large: Cache<Digest, Arc<Large>>,
-    /// Whether the last write failed; for `/readyz`.
+    /// Whether the last write failed; for `/readyz` and the metrics.
     trouble: AtomicBool,
     metrics: Arc<Metrics>,
     /// Which content is hosted: it is not ours to remove.
@@ -112,6 +122,8 @@ impl Keeper {
             disk,
             bounds,
             index: Mutex::new(Index::new(bounds.max_size)),
+            spares: Mutex::default(),
+            pinned: Mutex::default(),
             reserved: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
             scanned: tokio::sync::watch::Sender::new(false),
@@ -123,52 +135,31 @@ impl Keeper {
         }
     }
 
-    /// Waits until the folder has been read. Cancel safe.
-    pub async fn scanned(&self) {
-        // The sender lives as long as we do.
-        let _ = self.scanned.subscribe().wait_for(|done| *done).await;
-    }
-
-    /// Reads the folder: sizes, and the access order from the files' times.
-    pub fn scan(&self) {
-        let mut found: Vec<(Digest, u64, u32, bool)> = Vec::new();
-        let strangers = self.disk.each_blob(|digest, about| {
-            let used = seconds(about.accessed().ok());
-            let came = seconds(about.modified().ok());
-            found.push((digest, about.len(), used, used > came.saturating_add(1)));
-        });
-        found.sort_unstable_by_key(|(_, _, used, _)| *used);
-        {
-            let mut index = self.index.lock();
-            for (digest, bytes, used, again) in found {
-                index.insert(&digest, bytes, used, again);
-            }
-            self.report(&index);
-        }
-        match strangers {
-            Ok(0) => {}
-            Ok(n) => tracing::warn!(
-                files = n,
-                "files in the cache folder do not belong there; they are left alone"
-            ),
-            Err(error) => tracing::error!(%error, "the cache folder cannot be read"),
-        }
-        self.scanned.send_replace(true);
-        self.make_room();
-    }
-
     /// Takes room for `bytes` that are about to be written, and empties it where needed. `None`
     /// where there is none to be had: the content is passed on without being kept.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Lease> {
         let mut lease = Lease { keeper: Arc::clone(self), bytes: 0, unwritten: 0 };
-        lease.grow(index::blocks(bytes)).then_some(lease)
+        lease.grow(index::footprint(bytes)).then_some(lease)
     }
 
-    /// Notes content that has been published.
-    pub fn published(&self, digest: &Digest, bytes: u64) {
+    /// Notes content that has been published, in place of the room that it was written to.
+    pub fn published(&self, digest: &Digest, bytes: u64, lease: Option<Lease>) {
+        let pinned = self.pinned.lock().contains(digest);
         let mut index = self.index.lock();
+        drop(lease);
         index.insert(digest, bytes, now(), false);
+        index.pin(digest, pinned);
         self.report(&index);
+    }
+
+    /// Counts a file that nobody reads any more; it leaves before all content does.
+    pub fn spare(&self, path: PathBuf, bytes: u64) {
+        self.spares.lock().add(Spare { path, bytes, since: now() });
+    }
+
+    /// Takes such a file into use again.
+    pub fn unspare(&self, path: &Path) {
+        self.spares.lock().take(path);
     }
 
     /// Notes a use that memory did not answer.
@@ -181,6 +172,11 @@ impl Keeper {
         // Spared objects go to the end of the order; nobody is looked at much more than twice.
         let mut looks = 2 * self.index.lock().len() + BATCH;
         while let Some(reason) = self.excess() {
+            let spare = self.spares.lock().pop();
+            if let Some(spare) = spare {
+                self.disk.drop_fill(&spare.path);
+                continue;
+            }
             let batch = self.index.lock().candidates(BATCH);
             if batch.is_empty() || looks < batch.len() {
                 return false;
@@ -198,23 +194,54 @@ impl Keeper {
 
     /// Which bound does not hold.
     fn excess(&self) -> Option<Reason> {
-        let held = self.index.lock().on_disk();
-        if held + self.reserved.load(Ordering::Relaxed) > self.bounds.max_size {
+        if self.on_disk() > self.bounds.max_size {
             return Some(Reason::Size);
         }
-        (!self.has_free()).then_some(Reason::Free)
+        (!self.has_free(0)).then_some(Reason::Free)
     }
 
-    fn has_free(&self) -> bool {
+    /// All that counts: content, spares, and fills under way.
+    fn on_disk(&self) -> u64 {
+        let spares = self.spares.lock().bytes();
+        let index = self.index.lock();
+        // Under the lock, since what is published moves from the one to the other under it.
+        index.on_disk() + spares + self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is reserved could be had at all, if everything left that may leave. Nothing
+    /// shall leave for content that cannot be kept in the end.
+    fn could_fit(&self) -> bool {
+        let spares = self.spares.lock().bytes();
+        let index = self.index.lock();
+        let stays = index.pinned() + self.reserved.load(Ordering::Relaxed);
+        let leaves = index.on_disk() - index.pinned() + spares;
+        drop(index);
+        stays <= self.bounds.max_size && self.has_free(leaves)
+    }
+
+    /// Whether enough of the file system is free, or would be with so many bytes more.
+    fn has_free(&self, more: u64) -> bool {
         // A file system that does not tell is taken at its word when it is full.
         let Ok((free, total)) = self.disk.space() else { return true };
         let unwritten = self.unwritten.load(Ordering::Relaxed);
-        free >= self.bounds.min_free.of(total).saturating_add(unwritten)
+        free.saturating_add(more) >= self.bounds.min_free.of(total).saturating_add(unwritten)
     }
 
-    /// Lets go of at least `bytes`, because the disk is full whatever the bounds say.
+    /// Lets go of at least `bytes`, because the disk is full whatever the bounds say. Of nothing,
+    /// where all that may leave would not be enough.
     pub fn relieve(&self, bytes: u64) -> bool {
         let mut freed = 0;
+        while let Some(spare) = self.spares.lock().pop() {
+            self.disk.drop_fill(&spare.path);
+            freed += spare.bytes;
+        }
+        let may_leave = {
+            let index = self.index.lock();
+            index.on_disk() - index.pinned()
+        };
+        if freed + may_leave < bytes {
+            return false;
+        }
         let batch = self.index.lock().candidates(16 * BATCH);
         for (digest, size, used) in batch {
             if freed >= bytes {
@@ -229,9 +256,13 @@ impl Keeper {
 
     /// Deletes one object, unless it is being read or has been used since it was put in order.
     fn let_go(&self, digest: &Digest, used: u32, reason: Reason) -> bool {
-        let recently = self.last_use(digest);
-        if recently > used && reason != Reason::Age {
-            self.index.lock().touch(digest, recently);
+        if self.index.lock().is_pinned(digest) {
+            return false;
+        }
+        // Uses are counted, not compared by time: seconds are long for a machine.
+        let unseen = self.unseen_use(digest);
+        if unseen > 0 && (reason != Reason::Age || unseen > used) {
+            self.index.lock().touch(digest, unseen);
             return false;
         }
         if self.is_read(digest) {
@@ -243,8 +274,15 @@ impl Keeper {
 
     /// Deletes one object, whoever reads it: readers keep what they have open. Hosted content stays.
     pub fn delete(&self, digest: &Digest, reason: Reason) -> bool {
-        let Some(removed) = self.held.unless_hosted(digest, || self.disk.remove_blob(digest))
-        else {
+        let (known, pinned) = {
+            let index = self.index.lock();
+            (index.about(digest), index.is_pinned(digest))
+        };
+        let removed = self.held.unless_hosted(digest, || {
+            self.forget(digest);
+            self.disk.remove_blob(digest)
+        });
+        let Some(removed) = removed else {
             let mut index = self.index.lock();
             if self.held.is_learning() {
                 index.touch(digest, now());
@@ -253,28 +291,39 @@ impl Keeper {
             }
             return false;
         };
-        self.small.invalidate(digest);
-        self.large.invalidate(digest);
         if let Err(error) = removed {
             tracing::warn!(%error, %digest, "cannot remove content");
-            self.index.lock().touch(digest, now());
+            if let Some((bytes, _)) = known {
+                let mut index = self.index.lock();
+                index.insert(digest, bytes, now(), false);
+                index.pin(digest, pinned);
+            }
             return false;
         }
-        let mut index = self.index.lock();
-        if let Some(bytes) = index.remove(digest) {
+        if let Some((bytes, _)) = known {
             self.metrics.evicted(reason.as_str(), bytes);
         }
-        self.report(&index);
         true
     }
 
-    /// Forgets an object whose file is gone already.
+    /// Forgets an object whose file is gone, or about to go. In this order: who opens it meanwhile
+    /// looks into the index last (`recheck`), so that no memory of it stays.
     pub fn forget(&self, digest: &Digest) {
+        {
+            let mut index = self.index.lock();
+            index.remove(digest);
+            self.report(&index);
+        }
         self.small.invalidate(digest);
         self.large.invalidate(digest);
-        let mut index = self.index.lock();
-        index.remove(digest);
-        self.report(&index);
+    }
+
+    /// Forgets what was put into memory while its file left the folder.
+    pub fn recheck(&self, digest: &Digest) {
+        if self.is_scanned() && !self.index.lock().contains(digest) {
+            self.small.invalidate(digest);
+            self.large.invalidate(digest);
+        }
     }
 
     /// Closes the files of what has left: until then the disk does not get its room back.
@@ -282,9 +331,10 @@ impl Keeper {
         self.large.run_pending_tasks();
     }
 
-    fn last_use(&self, digest: &Digest) -> u32 {
-        let small = self.small.get(digest).map(|s| s.used.load(Ordering::Relaxed));
-        let large = || self.large.get(digest).map(|l| l.used.load(Ordering::Relaxed));
+    /// Takes the last use that memory has answered and the order does not know; 0 where none was.
+    fn unseen_use(&self, digest: &Digest) -> u32 {
+        let small = self.small.get(digest).map(|s| s.used.swap(0, Ordering::Relaxed));
+        let large = || self.large.get(digest).map(|l| l.used.swap(0, Ordering::Relaxed));
         small.or_else(large).unwrap_or(0)
     }
 
@@ -313,25 +363,6 @@ impl Keeper {
         }
     }
 
-    /// Lets content go that nobody has asked for in `max_age`.
-    pub fn expire(&self) {
-        let Some(age) = self.bounds.max_age else { return };
-        let before = now().saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
-        let mut from = 0;
-        loop {
-            let (batch, next) = self.index.lock().walk(from, BATCH);
-            if batch.is_empty() {
-                return;
-            }
-            for (digest, _, used) in batch.iter().filter(|(.., used)| *used < before) {
-                if self.last_use(digest).max(*used) < before {
-                    self.let_go(digest, *used, Reason::Age);
-                }
-            }
-            from = next;
-        }
-    }
-
     /// Part of all objects, and where to go on.
     pub fn walk(&self, from: usize, n: usize) -> (Vec<(Digest, u64, u32)>, usize) {
         self.index.lock().walk(from, n)
@@ -343,22 +374,33 @@ impl Keeper {
         (index.len(), index.bytes())
     }
 
-    /// Pins content, or lets it go.
-    pub fn pin(&self, digest: &Digest, pinned: bool) {
-        self.index.lock().pin(digest, pinned);
-    }
-
     /// Notes whether the disk takes writes.
     pub fn wrote(&self, outcome: io::Result<()>) {
         let failed = outcome.is_err();
         if self.trouble.swap(failed, Ordering::Relaxed) == failed {
             return;
         }
+        self.metrics.cache_writable.set(i64::from(!failed));
         if let Err(error) = outcome {
             tracing::error!(%error, "the disk takes no more: content is passed on without being kept");
         } else {
             tracing::info!("the disk takes content again");
         }
+    }
+
+    /// What is counted of broken downloads and rotten content, in bytes.
+    pub fn spare_bytes(&self) -> u64 {
+        self.spares.lock().bytes()
+    }
+
+    /// The bounds.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Bytes and last use of an object that is held.
+    pub fn about(&self, digest: &Digest) -> Option<(u64, u32)> {
+        self.index.lock().about(digest)
     }
 
     /// Whether the disk refused the last write.
@@ -386,10 +428,19 @@ impl Lease {
         self.unwritten += bytes;
         self.keeper.reserved.fetch_add(bytes, Ordering::Relaxed);
         self.keeper.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        // Who fills alone may go beyond: the one object of slack, or one larger than the whole room.
-        let alone =
-            || self.keeper.reserved.load(Ordering::Relaxed) == self.bytes && self.keeper.has_free();
+        if !self.keeper.could_fit() {
+            return false;
+        }
+        // Who fills alone may go beyond while the rest is being read: the one object of slack.
+        let alone = || {
+            self.keeper.reserved.load(Ordering::Relaxed) == self.bytes && self.keeper.has_free(0)
+        };
         self.keeper.make_room() || alone()
+    }
+
+    /// How much of it has not been written.
+    pub fn unwritten(&self) -> u64 {
+        self.unwritten
     }
 
     /// Who gave it.
@@ -410,9 +461,12 @@ impl Drop for Lease {
     }
 }
 
-/// The time, in seconds since 1970.
+/// The time, in seconds since 1970: the clock's at the start, and from then on what has really
+/// passed. A clock that jumps ages nothing and freshens nothing.
 pub fn now() -> u32 {
-    seconds(Some(SystemTime::now()))
+    static START: OnceLock<(Instant, u32)> = OnceLock::new();
+    let (start, at) = START.get_or_init(|| (Instant::now(), seconds(Some(SystemTime::now()))));
+    at.saturating_add(u32::try_from(start.elapsed().as_secs()).unwrap_or(u32::MAX))
 }
 
 fn seconds(time: Option<SystemTime>) -> u32 {

@@ -8,14 +8,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
 use crate::digest::Digest;
-use crate::name::{Repository, Tag};
+
+mod records;
 
 /// The format this program reads and writes.
 const FORMAT: &str = "1";
@@ -133,7 +135,13 @@ impl Disk {
     /// # Errors
     /// What the file system says.
     pub fn open_blob(&self, digest: &Digest) -> io::Result<Option<File>> {
-        found(File::open(self.blob_path(digest)))
+        // Our own reading, the scrubber's above all, shall not pass for a use after a restart.
+        let quiet = libc::O_NOATIME;
+        let path = self.blob_path(digest);
+        match OpenOptions::new().read(true).custom_flags(quiet).open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => found(File::open(path)),
+            opened => found(opened),
+        }
     }
 
     /// Keeps content that is wholly in memory. Its digest must have been checked.
@@ -145,14 +153,40 @@ impl Disk {
     }
 
     /// Sets content aside that does not have its digest, so that it is fetched again and can be
-    /// looked at.
+    /// looked at, and says where it is then. `None` where it has gone already.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn set_aside(&self, digest: &Digest) -> io::Result<()> {
+    pub fn set_aside(&self, digest: &Digest) -> io::Result<Option<PathBuf>> {
         let folder = self.root.join("rotten");
         fs::create_dir_all(&folder)?;
-        fs::rename(self.blob_path(digest), folder.join(digest.hex()))
+        let aside = folder.join(digest.hex());
+        let moved = found(fs::rename(self.blob_path(digest), &aside))?;
+        found(fs::remove_file(self.sums_path(digest)))?;
+        Ok(moved.map(|()| aside))
+    }
+
+    /// What lies under `fills/` and `rotten/`: path, bytes, and when it was last written.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn spares(&self) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+        let mut all = Vec::new();
+        for name in ["fills", "rotten"] {
+            let Some(entries) = found(fs::read_dir(self.root.join(name)))? else { continue };
+            for entry in entries {
+                let entry = entry?;
+                let text = entry.file_name().to_string_lossy().replacen('-', ":", 1);
+                let ours = name == "rotten" || Digest::parse(&text).is_ok();
+                if let Ok(about) = entry.metadata()
+                    && ours
+                    && about.is_file()
+                {
+                    all.push((entry.path(), about.len(), about.modified()?));
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Removes held content and its checksums; none there is as good.
@@ -205,6 +239,17 @@ impl Disk {
         file.set_times(fs::FileTimes::new().set_accessed(when))
     }
 
+    /// Moves the times of held content by so much, as if it had been kept and used later.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn shift_times(&self, digest: &Digest, by: Duration) -> io::Result<()> {
+        let file = File::open(self.blob_path(digest))?;
+        let about = file.metadata()?;
+        let times = fs::FileTimes::new().set_accessed(about.accessed()? + by);
+        file.set_times(times.set_modified(about.modified()? + by))
+    }
+
     /// Free bytes for us, and all bytes of the file system.
     ///
     /// # Errors
@@ -230,8 +275,11 @@ impl Disk {
                         algorithm.file_name().display(),
                         entry.file_name().display()
                     );
+                    let here = |digest: &Digest| self.blob_path(digest) == entry.path();
                     match (Digest::parse(&name), entry.metadata()) {
-                        (Ok(digest), Ok(about)) if about.is_file() => look(digest, about),
+                        (Ok(digest), Ok(about)) if about.is_file() && here(&digest) => {
+                            look(digest, about);
+                        }
                         // What has left since the folder was read is no stranger.
                         (_, Err(e)) if e.kind() == io::ErrorKind::NotFound => {}
                         _ => strangers += 1,
@@ -247,11 +295,7 @@ impl Disk {
     /// # Errors
     /// What the file system says.
     pub fn open_fill(&self, digest: &Digest) -> io::Result<(File, PathBuf)> {
-        let path = self.root.join("fills").join(format!(
-            "{}-{}",
-            digest.algorithm().as_str(),
-            digest.hex()
-        ));
+        let path = self.fill_path(digest);
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
         Ok((file, path))
@@ -266,7 +310,7 @@ impl Disk {
         rename_synced(from, &self.blob_path(digest))
     }
 
-    /// Removes a fill that came to nothing.
+    /// Removes a fill that came to nothing, or other content that nobody needs.
     pub fn drop_fill(&self, path: &Path) {
         if let Err(error) = fs::remove_file(path)
             && error.kind() != io::ErrorKind::NotFound
@@ -275,85 +319,10 @@ impl Disk {
         }
     }
 
-    /// The record of a tag, as bytes; `None` where there is none.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn tag(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> io::Result<Option<Vec<u8>>> {
-        found(fs::read(self.tag_path(upstream, repository, tag)))
-    }
-
-    /// Keeps the record of a tag.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn put_tag(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        tag: &Tag,
-        record: &[u8],
-    ) -> io::Result<()> {
-        self.put_soon(&self.tag_path(upstream, repository, tag), record)
-    }
-
-    /// Removes the record of a tag.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn drop_tag(&self, upstream: &str, repository: &Repository, tag: &Tag) -> io::Result<()> {
-        found(fs::remove_file(self.tag_path(upstream, repository, tag))).map(|_| ())
-    }
-
-    /// The record that a repository was shown to contain a digest.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn link(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> io::Result<Option<Vec<u8>>> {
-        found(fs::read(self.link_path(upstream, repository, digest)))
-    }
-
-    /// Keeps the record that a repository was shown to contain a digest.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn put_link(
-        &self,
-        upstream: &str,
-        repository: &Repository,
-        digest: &Digest,
-        record: &[u8],
-    ) -> io::Result<()> {
-        self.put_soon(&self.link_path(upstream, repository, digest), record)
-    }
-
-    fn repository_path(&self, upstream: &str, repository: &Repository) -> PathBuf {
-        let mut path = self.root.join("repos");
-        path.push(upstream);
-        path.push(repository.as_str());
-        path
-    }
-
-    fn tag_path(&self, upstream: &str, repository: &Repository, tag: &Tag) -> PathBuf {
-        let mut path = self.repository_path(upstream, repository);
-        path.extend(["_tags", tag.as_str()]);
-        path
-    }
-
-    fn link_path(&self, upstream: &str, repository: &Repository, digest: &Digest) -> PathBuf {
-        let mut path = self.repository_path(upstream, repository);
-        path.extend(["_links", digest.algorithm().as_str(), &digest.hex()]);
-        path
+    /// Where the file lies that a fill writes to.
+    pub fn fill_path(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        self.root.join("fills").join(name)
     }
 
     fn stage_name(&self) -> PathBuf {
@@ -443,11 +412,16 @@ fn create_synced(folder: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// The entries of a folder; a file in its place is a stranger.
+/// The entries of a folder; a file in its place, or a folder that is not ours, is a stranger.
 fn folder(path: &Path, strangers: &mut usize) -> io::Result<Vec<io::Result<fs::DirEntry>>> {
     match fs::read_dir(path) {
         Ok(entries) => Ok(entries.collect()),
-        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+            ) =>
+        {
             *strangers += 1;
             Ok(Vec::new())
         }
@@ -500,6 +474,7 @@ pub fn read_whole(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::name::{Repository, Tag};
 
     fn open() -> (tempfile::TempDir, Disk) {
         let folder = tempfile::tempdir().unwrap();

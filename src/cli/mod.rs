@@ -9,6 +9,12 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
+mod ask;
+mod ops;
+mod warm;
+
+use ops::AdminArgs;
+
 use crate::client;
 use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
@@ -76,6 +82,82 @@ enum Command {
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Show what a running mirror holds, its bounds and its hit ratios.
+    Status {
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// List repositories, the tags of one of them, or objects.
+    Ls {
+        /// A repository, whose tags are listed.
+        repository: Option<String>,
+        /// List objects instead: `biggest`, `oldest` or `newest`.
+        #[arg(long, value_name = "ORDER", conflicts_with = "repository")]
+        objects: Option<String>,
+        /// Only repositories of this upstream.
+        #[arg(long, value_name = "NAME", conflicts_with = "repository")]
+        upstream: Option<String>,
+        /// How many lines at most; 0 lists all.
+        #[arg(short, default_value_t = 0)]
+        n: usize,
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Have an image, a repository, an upstream's content or a digest leave the cache.
+    Purge {
+        /// An image by tag or digest, with what nothing else refers to.
+        #[arg(required_unless_present_any = ["repository", "upstream", "digest"])]
+        image: Option<String>,
+        /// A whole repository.
+        #[arg(long, value_name = "NAME", conflicts_with = "image")]
+        repository: Option<String>,
+        /// All of an upstream.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "repository"])]
+        upstream: Option<String>,
+        /// One object.
+        #[arg(long, value_name = "DIGEST", conflicts_with_all = ["image", "repository", "upstream"])]
+        digest: Option<String>,
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Pin an image, so that it never leaves; without one, list the pins.
+    Pin {
+        /// The image, by tag or digest.
+        image: Option<String>,
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Take a pin away.
+    Unpin {
+        /// The image, as it was pinned.
+        image: String,
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Read everything that is held and compare it with its digest.
+    Verify {
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Pull images into the running cache.
+    Warm {
+        /// The images.
+        #[arg(required_unless_present = "file")]
+        images: Vec<String>,
+        /// A file with an image on each line; `#` begins a comment, `-` is standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// For which machine, such as `linux/arm64`; `all` for every one. Default: this one's.
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Option<String>,
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Ask a running mirror whether it is alive: exit code 0 or 1, for a container's health check.
+    Health {
+        #[command(flatten)]
+        to: AdminArgs,
     },
     /// Pull a sample image twice through a mirror, with an upstream that needs no network.
     Demo {
@@ -150,6 +232,29 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Gc { file, dry_run, grace, json } => gc(&file, dry_run, grace.as_deref(), json),
         Command::Demo { json } => demo(json),
+        Command::Status { to } => ops::told(&to, ops::status),
+        Command::Ls { repository, objects, upstream, n, to } => {
+            let wanted = ops::Wanted { repository, objects, upstream, n };
+            ops::told(&to, async |admin| ops::list(admin, &wanted).await)
+        }
+        Command::Purge { image, repository, upstream, digest, to } => {
+            let order = serde_json::json!({
+                "image": image, "repository": repository, "upstream": upstream, "digest": digest,
+            });
+            ops::told(&to, async |admin| ops::purge(admin, &order).await)
+        }
+        Command::Pin { image, to } => {
+            ops::told(&to, async |admin| ops::pin(admin, image.as_deref()).await)
+        }
+        Command::Unpin { image, to } => {
+            ops::told(&to, async |admin| ops::unpin(admin, &image).await)
+        }
+        Command::Verify { to } => ops::told(&to, ops::verify),
+        Command::Warm { images, file, platform, to } => {
+            let wanted = warm::Wanted { images, file, platform };
+            ops::told(&to, async |admin| warm::run(admin, &wanted).await)
+        }
+        Command::Health { to } => ops::told(&to, ops::health),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pierhead", &mut std::io::stdout());
             ExitCode::SUCCESS
