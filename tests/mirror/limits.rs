@@ -10,8 +10,8 @@ use crate::support::fault::Fault;
 use crate::support::image::{self, Image};
 use crate::support::mirror::{Mirror, before};
 use crate::support::record::On;
-use crate::support::soon;
 use crate::support::registry::Limit;
+use crate::support::soon;
 use crate::support::upstream::Upstream;
 
 const PATH: &str = "/v2/team/app/manifests/v1";
