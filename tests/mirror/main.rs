@@ -24,6 +24,7 @@ mod limits;
 mod logins;
 mod malformed;
 mod manifests;
+mod memory;
 mod ops;
 mod outages;
 mod pages;
