@@ -45,8 +45,13 @@ impl Hosting {
         Self { hosted, uploads }
     }
 
-    /// Reads which content is hosted, then looks for garbage from time to time, for ever.
+    /// What goes on in the background: events, and garbage.
     pub async fn tend(&self) {
+        tokio::join!(self.tidy_up(), self.hosted.events.deliver());
+    }
+
+    /// Reads which content is hosted, then looks for garbage from time to time, for ever.
+    async fn tidy_up(&self) {
         if let Err(error) = self.hosted.learn().await {
             tracing::error!(?error, "nothing can be evicted, and no garbage be collected");
             return;

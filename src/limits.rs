@@ -67,6 +67,9 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 /// How long an absence (404) is believed. Signing tools ask, create and ask again: seconds only.
 pub const ABSENT_FOR: Duration = Duration::from_secs(3);
 
+/// The same for tags of signatures and the like, which are asked for right after they are made.
+pub const ABSENT_ATTACHED_FOR: Duration = Duration::from_secs(1);
+
 /// The floor of a token's life by the token specification, where the answer names none.
 pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 

@@ -105,6 +105,13 @@ impl Tag {
         &self.0
     }
 
+    /// Whether it is one under which signatures, attestations and lists of referrers are kept:
+    /// `sha256-<hex>`, perhaps with `.sig`, `.att` or `.sbom`.
+    pub fn is_attached(&self) -> bool {
+        let hex = self.0.strip_prefix("sha256-").or_else(|| self.0.strip_prefix("sha512-"));
+        hex.is_some_and(|rest| rest.bytes().take(64).filter(u8::is_ascii_hexdigit).count() == 64)
+    }
+
     /// The tag that stands in for the referrers API where a registry lacks it: the algorithm cut
     /// to 32 characters, `-`, the encoded part cut to 64 (distribution-spec, "Referrers tag schema").
     pub fn of_referrers(subject: &Digest) -> Self {

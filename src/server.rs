@@ -22,7 +22,7 @@ use crate::express::{self, About, Express};
 use crate::fill::Fills;
 use crate::hosting::Hosting;
 use crate::hot;
-use crate::manifests::{Found, Manifests};
+use crate::manifests::{Found, Manifests, Terms};
 use crate::metrics::Metrics;
 use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
@@ -42,7 +42,7 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 #[derive(Debug)]
 struct Origin {
     upstream: Arc<Upstream>,
-    tag_ttl: Duration,
+    terms: Arc<Terms>,
     allowed: Patterns,
     prefetch: bool,
 }
@@ -105,8 +105,15 @@ impl Mirror {
         for (name, settings) in &config.upstreams {
             table.add(name, &settings.aliases, &settings.hosts);
             let upstream = Arc::new(Upstream::new(name, settings, Arc::clone(&metrics))?);
+            if let Some(every) = settings.probe {
+                upstream.watch(every.get());
+            }
             let origin = Origin {
-                tag_ttl: settings.tag_ttl.get(),
+                terms: Arc::new(Terms {
+                    tag_ttl: settings.tag_ttl.get(),
+                    cooldown: settings.cooldown.get(),
+                    pins: settings.pins(),
+                }),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
                 prefetch: settings.prefetch,
                 upstream: Arc::clone(&upstream),
@@ -232,7 +239,7 @@ impl Mirror {
         reference: &Reference,
         head: bool,
     ) -> Result<Found> {
-        self.manifests.get(&origin.upstream, origin.tag_ttl, place, reference, head).await
+        self.manifests.get(&origin.upstream, &origin.terms, place, reference, head).await
     }
 
     /// What is attached to a manifest; from the fallback tag where the upstream lacks the API.

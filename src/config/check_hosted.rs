@@ -26,6 +26,23 @@ impl Checker<'_> {
                 self.fault(&[path(["hosted", "quotas", &index, "max_size"])], text);
             }
         }
+        for (index, sink) in hosted.events.iter().enumerate() {
+            let at = |key: &str| path(["hosted", "events", &index.to_string(), key]);
+            let url = url::Url::parse(&sink.url).ok();
+            let url = url.filter(|u| matches!(u.scheme(), "http" | "https") && u.host().is_some());
+            if url.is_none() {
+                let text =
+                    "events are posted by HTTP; write a URL such as https://ci.example.com/hook";
+                self.fault(&[at("url")], text);
+            }
+            if url.is_some_and(|u| !u.username().is_empty() || u.password().is_some()) {
+                let text = "credentials do not belong in a URL, which is logged; use token_file";
+                self.fault(&[at("url")], text);
+            }
+            if let Some(text) = sink.token_file.as_deref().and_then(hosts::file_path) {
+                self.fault(&[at("token_file")], text);
+            }
+        }
         // Docker sends what it looks for on Docker Hub as library/NAME, and names no registry.
         let official = |pattern: &String| patterns::matches(pattern, "library/alpine");
         if let Some(index) = hosted.repositories.iter().position(official)
@@ -57,9 +74,9 @@ mod tests {
     #[test]
     fn faults_of_hosted_repositories_are_named() {
         let text = "hosted: {repositories: ['Team/*'], immutable: [{repositories: [a], tags: []}], \
-                    quotas: [{repositories: [a], max_size: 0}]}";
+                    quotas: [{repositories: [a], max_size: 0}], events: [{url: 'ftp://x/'}]}";
         let faults = Config::parse("f", text).unwrap_err().to_string();
-        for word in ["lower case", "no tag fits", "into no bytes"] {
+        for word in ["lower case", "no tag fits", "into no bytes", "by HTTP"] {
             assert!(faults.contains(word), "{faults}");
         }
     }

@@ -10,6 +10,8 @@ use super::de::nearest;
 use super::hosts;
 use super::secret;
 use super::{Config, Upstream};
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
 
 impl Checker<'_> {
     /// Runs every check of upstreams.
@@ -44,6 +46,10 @@ impl Checker<'_> {
         self.endpoints(name, upstream, config);
         self.bounds(name, upstream);
         self.tls(name, upstream);
+        self.pins(name, upstream);
+        if let Some(probe) = upstream.probe {
+            self.spans(&above, &[("probe", probe)]);
+        }
         self.auth(name, upstream, config);
         for (key, patterns) in [("allow", &upstream.allow), ("deny", &upstream.deny)] {
             for (index, pattern) in patterns.iter().enumerate() {
@@ -77,6 +83,27 @@ impl Checker<'_> {
                 "with `{key}` at zero nothing gets through; write a larger one, or remove the key"
             );
             self.fault(&[path(["upstreams", name, key])], &text);
+        }
+    }
+
+    fn pins(&mut self, name: &str, upstream: &Upstream) {
+        for (tag, digest) in &upstream.pins {
+            let at = path(["upstreams", name, "pins", tag]);
+            let parts = tag.rsplit_once(':');
+            let lawful = parts.is_some_and(|(repository, tag)| {
+                Repository::parse(repository).is_ok() && Tag::parse(tag).is_ok()
+            });
+            if !lawful {
+                let text = format!("`{tag}` is no tag of a repository; write REPOSITORY:TAG");
+                self.fault_at_key(&at, &text);
+            } else if name == "docker.io" && !tag.contains('/') {
+                let text = format!("official images are in library/; write library/{tag}");
+                self.fault_at_key(&at, &text);
+            }
+            if Digest::parse(digest).is_err() {
+                let text = "this is no digest; write sha256: and 64 hexadecimal digits";
+                self.fault(&[at], text);
+            }
         }
     }
 
@@ -268,6 +295,13 @@ mod tests {
                  1:51: with `bandwidth` at zero nothing gets through; write a larger one, or remove the key\n\
                  1:60: the file /nowhere cannot be used (No such file or directory (os error 2)); check the path and its permissions\n\
                  1:60: the key of `cert` is missing; add `key`",
+            ),
+            (
+                "{docker.io: {pins: {'alpine:3': sha256:12, 'a b': x}}}",
+                "1:32: official images are in library/; write library/alpine:3\n\
+                 1:44: this is no digest; write sha256: and 64 hexadecimal digits\n\
+                 1:55: `a b` is no tag of a repository; write REPOSITORY:TAG\n\
+                 1:62: this is no digest; write sha256: and 64 hexadecimal digits",
             ),
             (
                 "{x.io: {insecure: true}}",

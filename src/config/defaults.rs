@@ -60,6 +60,8 @@ impl Default for Upstream {
             aliases: Vec::new(),
             hosts: Vec::new(),
             tag_ttl: Span::secs(60),
+            cooldown: Span::secs(0),
+            pins: BTreeMap::new(),
             auth: Auth::Anonymous,
             allow: Vec::new(),
             deny: Vec::new(),
@@ -69,6 +71,7 @@ impl Default for Upstream {
             connect_timeout: Span::secs(5),
             response_timeout: Span::secs(15),
             stall_timeout: Span::secs(30),
+            probe: None,
             ratelimit: RateLimit::default(),
             max_connections: None,
             max_requests_per_second: None,
@@ -89,6 +92,15 @@ impl Default for RateLimit {
 }
 
 impl Upstream {
+    /// The pins, read; what is no digest was refused before.
+    #[must_use]
+    pub fn pins(&self) -> std::collections::HashMap<String, crate::digest::Digest> {
+        let read = |(tag, digest): (&String, &String)| {
+            Some((tag.clone(), crate::digest::Digest::parse(digest).ok()?))
+        };
+        self.pins.iter().filter_map(read).collect()
+    }
+
     /// The upstream that `NAME: {}` stands for: the well-known endpoint and aliases, or
     /// `https://NAME`. `None` where the name cannot stand in a URL.
     #[must_use]
@@ -121,6 +133,7 @@ impl Default for Hosted {
             gc_grace: Span::secs(7 * 24 * 3600),
             gc_interval: Span::secs(3600),
             upload_expiry: Span::secs(24 * 3600),
+            events: Vec::new(),
         }
     }
 }
@@ -180,7 +193,7 @@ mod tests {
         ];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
         let others = ["private", "username", "password", "password_file", "max_connections"];
-        let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy"];
+        let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy", "probe"];
         for key in keys.map(String::as_str).chain(others).chain(more) {
             let named =
                 |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key}:"));
@@ -191,7 +204,7 @@ mod tests {
     #[test]
     fn the_values_behind_a_mark_are_the_defaults() {
         // Takes the mark off every `# key: value` that the sample calls a default.
-        let examples = ["username", "password", "password_file", "private", "bandwidth"];
+        let examples = ["username", "password", "password_file", "private", "bandwidth", "probe"];
         let examples = [examples.as_slice(), &["max_requests_per_second"]].concat();
         let open = |line: &str| {
             let bare = line.trim_start();

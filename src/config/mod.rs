@@ -109,6 +109,10 @@ pub struct Upstream {
     pub hosts: Vec<String>,
     /// How long a tag's answer is believed without asking again. Default `60s`.
     pub tag_ttl: Span,
+    /// A tag that has moved less than this long ago keeps its previous digest. Default `0s`.
+    pub cooldown: Span,
+    /// Tags that stand for one digest, whatever the upstream says: `repository:tag` to digest.
+    pub pins: BTreeMap<String, String>,
     /// With which credentials the upstream is asked. Default `anonymous`.
     pub auth: Auth,
     /// Repository patterns that may be pulled; empty allows all. `deny` wins.
@@ -130,6 +134,9 @@ pub struct Upstream {
     pub response_timeout: Span,
     /// A transfer without a byte for this long counts as broken. Default `30s`.
     pub stall_timeout: Span,
+    /// How often the endpoints are asked whether they are there. Default: only pulls tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Span>,
     /// How the upstream's limit of requests is spared.
     pub ratelimit: RateLimit,
     /// Requests under way at once, transfers included; more wait. Default: no bound.
@@ -189,6 +196,19 @@ pub struct Hosted {
     pub gc_interval: Span,
     /// How long an upload may rest before it is given up. Default `1d`.
     pub upload_expiry: Span,
+    /// Who is told of pushes, deletions and first pulls, as `CloudEvents`.
+    pub events: Vec<EventSink>,
+}
+
+/// Somebody who is told what happens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventSink {
+    /// Where the events are posted to.
+    pub url: String,
+    /// A file with the token that is shown there; read for each event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Tags that can be set once.

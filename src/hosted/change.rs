@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde_json::json;
 
+use super::events::Happening;
 use super::folder::{self, Folder, Member};
 use super::{Hosted, no_room, unknown_manifest, unreadable, unwritable};
 use crate::digest::{Algorithm, Digest};
@@ -46,7 +47,7 @@ impl Hosted {
         self.change(repository, move |me, folder| {
             let member = match folder.member(&digest).map_err(unreadable)? {
                 Some(member) => member, // what is known as a manifest stays so
-                None => Member { size, media_type: None },
+                None => Member { size, media_type: None, pulled: false },
             };
             me.add(folder, &r, &digest, &member)?;
             me.touched.invalidate(&key);
@@ -119,6 +120,12 @@ impl Hosted {
         })
         .await?;
         arriving.linked();
+        for tag in &done.tags {
+            self.events.tell(Happening::Push, repository, Some(tag), Some(&digest));
+        }
+        if done.tags.is_empty() {
+            self.events.tell(Happening::Push, repository, None, Some(&digest));
+        }
         Ok(done)
     }
 
@@ -178,7 +185,8 @@ impl Hosted {
             let descriptor = descriptor(pushed, digest, size);
             folder.set_referrer(disk, subject, digest, &descriptor).map_err(unwritable)?;
         }
-        let member = Member { size, media_type: Some(pushed.media_type.as_str().into()) };
+        let member =
+            Member { size, media_type: Some(pushed.media_type.as_str().into()), pulled: false };
         self.add(folder, repository, digest, &member)?;
         for tag in &kept.tags {
             let_go(folder, tag, digest)?;
@@ -240,7 +248,21 @@ impl Hosted {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<()> {
-        let (r, reference) = (repository.clone(), reference.clone());
+        let (tag, digest) = match reference {
+            Reference::Tag(tag) => (Some(tag), None),
+            Reference::Digest(digest) => (None, Some(digest)),
+        };
+        self.drop_manifest(repository, reference.clone()).await?;
+        self.events.tell(Happening::Delete, repository, tag, digest);
+        Ok(())
+    }
+
+    async fn drop_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: Reference,
+    ) -> Result<()> {
+        let r = repository.clone();
         self.change(repository, move |me, folder| match &reference {
             Reference::Tag(tag) => {
                 if folder.tag(tag).map_err(unreadable)?.is_none() {

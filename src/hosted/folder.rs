@@ -32,6 +32,9 @@ pub struct Member {
     /// The type it is served with as a manifest; `None` for a blob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<Arc<str>>,
+    /// Whether it was pulled since it was pushed; only known where somebody wants to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pulled: bool,
 }
 
 /// The folder of a repository.

@@ -21,6 +21,10 @@ use crate::pushed::Pushed;
 /// How often a busy repository is looked through before its pushes have to wait for us.
 const ATTEMPTS: usize = 3;
 
+/// How long a collection waits, after a start, until it is known what is hosted.
+const LEARNING_MOMENT: Duration = Duration::from_millis(50);
+const LEARNING_MOMENTS: u32 = 400;
+
 /// What a collection removed, or would remove.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
@@ -73,6 +77,13 @@ impl Hosted {
             .collecting
             .try_lock()
             .map_err(|_| busy("garbage is being collected already; wait for its end"))?;
+        // The links of a million blobs are read in seconds.
+        for _moment in 0..LEARNING_MOMENTS {
+            if !self.held().is_learning() {
+                break;
+            }
+            tokio::time::sleep(LEARNING_MOMENT).await;
+        }
         if self.held().is_learning() {
             return Err(busy("what is hosted is still being read; try again in a moment"));
         }

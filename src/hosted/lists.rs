@@ -164,7 +164,9 @@ mod tests {
     fn a_page_holds_the_least_in_order() {
         let page = |size, items: &[u32]| {
             let mut least = Least::new(size);
-            items.iter().for_each(|item| least.offer(*item));
+            for item in items {
+                least.offer(*item);
+            }
             let page = least.page();
             (page.items, page.more)
         };

@@ -6,6 +6,7 @@
 //! link is not there.
 
 mod change;
+pub mod events;
 pub mod folder;
 pub mod gc;
 mod lists;
@@ -30,6 +31,7 @@ use crate::patterns;
 use crate::store::{Content, Store, TagRecord, is_full};
 
 pub use change::Kept;
+use events::{Events, Happening};
 use folder::{Folder, Member};
 pub use lists::Page;
 
@@ -51,12 +53,15 @@ pub struct Hosted {
     touched: Cache<(Repository, Digest), ()>,
     usage: Cache<Repository, u64>,
     collecting: tokio::sync::Mutex<()>,
+    /// Who is told what happens.
+    pub events: Events,
 }
 
 impl Hosted {
     /// The repositories in a store's folder. Their links are yet to be read: see `learn`.
     pub fn new(store: Arc<Store>, settings: config::Hosted) -> Self {
         store.keeper().held.learn();
+        let events = Events::new(&settings.events);
         Self {
             store,
             settings,
@@ -66,6 +71,7 @@ impl Hosted {
             touched: Cache::builder().max_capacity(RECORDS_MAX).time_to_live(TOUCHED_FOR).build(),
             usage: Cache::new(10_000),
             collecting: tokio::sync::Mutex::default(),
+            events,
         }
     }
 
@@ -214,6 +220,9 @@ impl Hosted {
             return Err(unknown());
         }
         let content = self.content(digest).await?.ok_or_else(unknown)?;
+        if !lease && !member.pulled && self.events.are_wanted() {
+            self.pulled(repository, reference, digest).await?;
+        }
         Ok(Found {
             digest,
             media_type,
@@ -221,6 +230,32 @@ impl Hosted {
             content: Some(content),
             cache: cache::Cache::None,
         })
+    }
+
+    /// Notes the first pull of a manifest, and tells of it.
+    async fn pulled(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        digest: Digest,
+    ) -> Result<()> {
+        let (r, reference) = (repository.clone(), reference.clone());
+        self.change(repository, move |me, folder| {
+            let Some(member) = folder.member(&digest).map_err(unreadable)?.filter(|m| !m.pulled)
+            else {
+                return Ok(()); // another pull was faster
+            };
+            let member = Member { pulled: true, ..member };
+            folder.set_member(me.store.disk(), &digest, &member).map_err(unwritable)?;
+            me.members.insert((r.clone(), digest), member);
+            let tag = match &reference {
+                Reference::Tag(tag) => Some(tag),
+                Reference::Digest(_) => None,
+            };
+            me.events.tell(Happening::FirstPull, &r, tag, Some(&digest));
+            Ok(())
+        })
+        .await
     }
 
     /// A blob. With `lease` the caller is about to push something that refers to it.

@@ -120,7 +120,7 @@ impl Accounts {
         loop {
             let (index, standing) = self.best(class);
             let account = &self.all[index];
-            let turn = |trial| Turn { index, account, class, trial: trial };
+            let turn = |trial| Turn { index, account, class, trial };
             let until = match standing {
                 Standing::Open => return Ok(turn(None)),
                 Standing::Low if patience == Patience::Full => return Ok(turn(None)),

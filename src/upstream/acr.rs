@@ -76,7 +76,7 @@ impl Acr {
     /// Gets a token of Entra and exchanges it.
     pub(super) async fn fetch(&self) -> Result<Fetched> {
         let tenant = set("AZURE_TENANT_ID");
-        let token = self.entra(tenant.as_deref()).await?;
+        let token = self.entra(set).await?;
         let fields = [("grant_type", "access_token"), ("service", &self.service)];
         let form = form_urlencoded::Serializer::new(String::new())
             .extend_pairs(fields)
@@ -110,7 +110,8 @@ impl Acr {
 
     /// A token of Entra: as the environment says a service principal or a workload identity, else
     /// the machine's managed identity.
-    async fn entra(&self, tenant: Option<&str>) -> Result<Secret> {
+    async fn entra(&self, set: fn(&str) -> Option<String>) -> Result<Secret> {
+        let tenant = set("AZURE_TENANT_ID");
         let client_id = self.client_id.clone().or_else(|| set("AZURE_CLIENT_ID"));
         let options = || ClientOptions {
             transport: Some(Transport::new(Arc::clone(&self.transport))),
@@ -123,19 +124,21 @@ impl Acr {
                 (Some(tenant), Some(id), Some(secret), _) => {
                     let options = ClientSecretCredentialOptions { client_options: options() };
                     let made = ClientSecretCredential::new(
-                        tenant,
+                        &tenant,
                         id,
                         Secret::from(secret),
                         Some(options),
                     );
                     ("the service principal of AZURE_CLIENT_ID", made.map(|one| one as _))
                 }
-                (Some(_), Some(_), None, Some(_)) => {
+                (Some(tenant), Some(id), None, Some(file)) => {
                     let credential_options =
                         ClientAssertionCredentialOptions { client_options: options() };
                     let options = WorkloadIdentityCredentialOptions {
                         credential_options,
-                        ..WorkloadIdentityCredentialOptions::default()
+                        client_id: Some(id),
+                        tenant_id: Some(tenant),
+                        token_file_path: Some(file.into()),
                     };
                     let made = WorkloadIdentityCredential::new(Some(options));
                     (
@@ -178,4 +181,70 @@ fn life_of(token: &str) -> Option<Duration> {
     let Claims { exp } = serde_json::from_slice(&claims).ok()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
     Some(Duration::from_secs(exp.saturating_sub(now).clamp(120, 43_200)))
+}
+
+#[cfg(test)]
+mod tests {
+    use azure_core::http::headers::Headers;
+    use azure_core::http::{AsyncRawResponse, Body, Request, StatusCode};
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// Entra, as far as a service principal sees it.
+    #[derive(Debug, Default)]
+    struct Entra(Mutex<Vec<String>>);
+
+    #[async_trait::async_trait]
+    impl HttpClient for Entra {
+        async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
+            let Body::Bytes(form) = request.body() else { panic!("a form") };
+            let asked = format!("{} {}", request.url(), String::from_utf8_lossy(form));
+            let right = asked.contains("client_secret=s3cret");
+            self.0.lock().push(asked);
+            let (status, body) = if right {
+                let body = r#"{"token_type":"Bearer","expires_in":3599,"access_token":"entra"}"#;
+                (StatusCode::Ok, body)
+            } else {
+                (StatusCode::Unauthorized, r#"{"error":"invalid_client"}"#)
+            };
+            Ok(AsyncRawResponse::from_bytes(status, Headers::new(), body))
+        }
+    }
+
+    fn acr(entra: &Arc<Entra>) -> Acr {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // as `main` does
+        let config = config::Acr::default();
+        let transport: Arc<dyn HttpClient> = Arc::<Entra>::clone(entra);
+        Acr { transport, ..Acr::new(&"x.azurecr.io".into(), &config, &[]).unwrap() }
+    }
+
+    fn env(name: &str, secret: &str) -> Option<String> {
+        match name {
+            "AZURE_TENANT_ID" => Some("tenant".to_owned()),
+            "AZURE_CLIENT_ID" => Some("client".to_owned()),
+            "AZURE_CLIENT_SECRET" => Some(secret.to_owned()),
+            _ => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_principal_asks_entra_for_the_registrys_scope() {
+        let entra = Arc::new(Entra::default());
+        let token = acr(&entra).entra(|name| env(name, "s3cret")).await.unwrap();
+        assert_eq!(token.secret(), "entra");
+        let asked = entra.0.lock().join(" ");
+        assert!(asked.starts_with("https://login.microsoftonline.com/tenant/oauth2/v2.0/token"));
+        assert!(asked.contains("containerregistry.azure.net%2F.default"), "{asked}");
+        let error = acr(&entra).entra(|name| env(name, "wr0ng")).await.unwrap_err();
+        let text = format!("{error:?}");
+        assert!(text.contains("x.azurecr.io") && !text.contains("wr0ng"), "{text}");
+    }
+
+    #[test]
+    fn a_refresh_token_tells_its_life() {
+        let claims = URL_SAFE_NO_PAD.encode(r#"{"exp":4102444800}"#);
+        assert_eq!(life_of(&format!("h.{claims}.s")), Some(Duration::from_secs(43_200)));
+        assert_eq!(life_of("opaque"), None);
+    }
 }

@@ -24,7 +24,7 @@ pub struct Answer {
     /// A piece that has come and waits for its turn.
     pub(super) waiting: Option<Bytes>,
     /// The place among the requests under way, until the end.
-    pub(super) _place: Place,
+    pub(super) place: Place,
 }
 
 impl Answer {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use url::Url;
@@ -53,7 +53,7 @@ pub(super) struct Fetched {
 impl Fetched {
     /// A login that lives for `life`: renewed when half of that is over, as clouds have outages.
     #[cfg(feature = "cloud-auth")]
-    pub(super) fn living(login: Login, life: Duration) -> Self {
+    pub(super) fn living(login: Login, life: std::time::Duration) -> Self {
         let now = Instant::now();
         Self { login: Some(login), renew_at: now + life / 2, ends_at: now + life.mul_f64(0.95) }
     }
@@ -285,6 +285,8 @@ impl Credentials {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests write the files that are read")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn soon() -> Instant {

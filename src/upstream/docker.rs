@@ -180,8 +180,8 @@ mod tests {
         DockerConfig { path: Some(path), known: Mutex::default() }.find(name, &[name.to_owned()])
     }
 
-    fn basic(username: &str, password: &str) -> Option<Login> {
-        Some(Login::Basic { username: username.into(), password: password.into() })
+    fn basic(username: &str, password: &str) -> Login {
+        Login::Basic { username: username.into(), password: password.into() }
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
             (r#"{"auths":{"https://r.test:5000/v2/":{"auth":"dTpwOnc="}}}"#, "r.test:5000"),
             (r#"{"auths":{"r.test":{"username":"u","password":"p:w"}}}"#, "r.test"),
         ] {
-            assert_eq!(find(json, name).unwrap(), Found::Login(basic("u", "p:w")), "{json}");
+            assert_eq!(find(json, name).unwrap(), Found::Login(Some(basic("u", "p:w"))), "{json}");
         }
         assert_eq!(find("{}", "ghcr.io").unwrap(), Found::Login(None));
         let other = r#"{"auths":{"ghcr.io.evil.test":{"auth":"dTpwOnc="}}}"#;
@@ -212,7 +212,10 @@ mod tests {
             server: server.into(),
             otherwise,
         };
-        assert_eq!(find(json, "a.test").unwrap(), helper("store", "a.test", basic("u", "p:w")));
+        assert_eq!(
+            find(json, "a.test").unwrap(),
+            helper("store", "a.test", Some(basic("u", "p:w")))
+        );
         assert_eq!(find(json, "b.test").unwrap(), helper("own", "b.test", None));
         assert_eq!(find(json, "docker.io").unwrap(), helper("store", HUB, None));
     }

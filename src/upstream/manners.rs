@@ -66,13 +66,13 @@ impl Manners {
     /// `Unavailable` where none comes free in time.
     pub(super) async fn enter(&self, ask: &Ask, deadline: Instant) -> Result<Place> {
         let waiting = async {
-            let mut place = Place::default();
+            // None of them is ever closed.
+            let (mut transfer, mut all) = (None, None);
             if let Some(places) = &self.places {
-                // Neither is ever closed.
                 if ask.object == Object::Blob {
-                    place._transfer = Arc::clone(&places.transfers).acquire_owned().await.ok();
+                    transfer = Arc::clone(&places.transfers).acquire_owned().await.ok();
                 }
-                place._all = Arc::clone(&places.all).acquire_owned().await.ok();
+                all = Arc::clone(&places.all).acquire_owned().await.ok();
             }
             if let Some(rate) = &self.rate {
                 while let Err(early) = rate.check() {
@@ -80,7 +80,7 @@ impl Manners {
                     tokio::time::sleep(early.wait_time_from(now)).await;
                 }
             }
-            place
+            Place { _all: all, _transfer: transfer }
         };
         tokio::time::timeout_at(deadline.into(), waiting).await.map_err(|_| {
             let text = format!(

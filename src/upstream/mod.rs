@@ -118,6 +118,36 @@ impl Upstream {
         &self.name
     }
 
+    /// Asks every endpoint now and then whether it is there, for as long as the upstream is used:
+    /// one that is down is tried last before a pull has found out, and first again once it is back.
+    pub fn watch(self: &Arc<Self>, every: Duration) {
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(upstream) = weak.upgrade() else { return };
+                for endpoint in &upstream.endpoints {
+                    upstream.probe(endpoint).await;
+                }
+            }
+        });
+    }
+
+    async fn probe(&self, endpoint: &Endpoint) {
+        let started = Instant::now();
+        let Ok(url) = endpoint.join("") else { return };
+        let request = self.wire.clients.own().get(url.clone());
+        let answer = self.wire.exchange(request, &url, started + ANSWER_WITHIN).await;
+        // A refusal is an answer too: it is there.
+        let up = answer.is_ok_and(|answer| !answer.status().is_server_error());
+        self.metrics.upstream_up(&self.name, &endpoint.authority, up);
+        if up {
+            endpoint.health.succeeded(started.elapsed(), Instant::now());
+        } else {
+            endpoint.health.broke(Instant::now());
+        }
+    }
+
     /// Whether little is left of the upstream's limit, so that what nobody waits for is left out.
     pub fn is_low(&self) -> bool {
         self.accounts.are_low()
@@ -138,7 +168,7 @@ impl Upstream {
             let error = match self.ask_each(ask, &turn, deadline).await {
                 Ok(mut answer) => {
                     turn.answered();
-                    answer._place = place;
+                    answer.place = place;
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -277,7 +307,7 @@ impl Upstream {
             health: Arc::clone(&endpoint.health),
             pace: self.manners.pace(),
             waiting: None,
-            _place: Place::default(),
+            place: Place::default(),
         })
     }
 
@@ -299,7 +329,7 @@ impl Upstream {
                 .request(method.clone(), url.clone())
                 .header(ACCEPT, ask.accept)
                 .header(ACCEPT_ENCODING, "identity");
-            let probing = method == Method::GET && ask.method == Method::HEAD;
+            let probing = method != ask.method && ask.object == Object::Blob;
             match ask.range_header() {
                 Some(range) => request = request.header(RANGE, range),
                 None if probing => request = request.header(RANGE, "bytes=0-0"),
@@ -336,8 +366,9 @@ impl Upstream {
                 } else {
                     self.wire.clients.named_by(reach)
                 };
-                // A URL signed for GET answers 403 to HEAD: one byte tells as much.
-                if ask.object == Object::Blob {
+                // A URL signed for GET answers 403 to HEAD: of a blob one byte tells as much.
+                let signed = hop.url.query().is_some();
+                if ask.object == Object::Blob || (ask.object == Object::Manifest && signed) {
                     method = Method::GET;
                 }
             }

@@ -7,6 +7,13 @@
     clippy::disallowed_methods,
     reason = "tests look into files; they serve nobody meanwhile"
 )]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    clippy::assigning_clones,
+    reason = "a test that cannot go on says so, and its sizes are small"
+)]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
 mod bounds;
@@ -15,6 +22,7 @@ mod crash;
 mod fills;
 mod full_disk;
 mod hosted_crash;
+mod hosted_events;
 mod hosted_gc;
 mod hosted_manifests;
 mod hosted_push;
@@ -32,6 +40,7 @@ mod prefetch;
 mod pull;
 mod ranges;
 mod redirects;
+mod registries;
 mod rot;
 mod routing;
 mod scripts;
