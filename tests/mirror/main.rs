@@ -32,6 +32,7 @@ mod limits;
 mod logins;
 mod malformed;
 mod manifests;
+mod memory;
 mod ops;
 mod outages;
 mod pages;
