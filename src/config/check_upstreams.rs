@@ -281,11 +281,11 @@ mod tests {
             ),
             (
                 "admin:hunter2",
-                "1:26: this is no way to log in; write `anonymous`, or a map with username and either password or password_file",
+                "1:26: this is no way to log in; write `anonymous`, `passthrough`, or a map with username and either password or password_file",
             ),
             (
                 "{ecr: {region: x}}",
-                "1:26: this version cannot do `ecr` yet; write `anonymous`, or a map with username and either password or password_file",
+                "1:26: this version cannot do `ecr` yet; write `anonymous`, `passthrough`, or a map with username and either password or password_file",
             ),
         ] {
             assert_eq!(told(&format!("upstreams: {{x.io: {{auth: {auth}}}}}")), wanted, "{auth}");

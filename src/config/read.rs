@@ -15,7 +15,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-use super::{Auth, Listen, Password};
+use super::{Auth, Listen, Passthrough, Password, Tls};
 
 /// What stands where a secret would.
 pub(super) const HIDDEN: &str = "<hidden>";
@@ -61,7 +61,8 @@ impl<'de> Visitor<'de> for ListenVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
-        Ok(Listen { address: address(text).map_err(E::custom)? })
+        let address = address(text).map_err(E::custom)?;
+        Ok(Listen { address, tls: None, serves: Vec::new(), url: None })
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Listen, E> {
@@ -74,9 +75,15 @@ impl<'de> Visitor<'de> for ListenVisitor {
         struct Form {
             #[serde(deserialize_with = "socket")]
             address: SocketAddr,
+            tls: Option<Tls>,
+            #[serde(default)]
+            serves: Vec<String>,
+            url: Option<String>,
         }
-        let Form { address } = Form::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Listen { address })
+        let Form { address, tls, serves, url } =
+            Form::deserialize(MapAccessDeserializer::new(map))?;
+        let url = url.map(|url| endpoint(&url).map_err(A::Error::custom)).transpose()?;
+        Ok(Listen { address, tls, serves, url })
     }
 }
 
@@ -173,6 +180,14 @@ pub(super) fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ve
     Ok(all.into_iter().map(|Endpoint(url)| url).collect())
 }
 
+#[expect(clippy::ref_option, reason = "serde hands the field over as it is")]
+pub(super) fn write_url<S: Serializer>(
+    url: &Option<Url>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&url.as_ref().map_or("", Url::as_str).trim_end_matches('/'))
+}
+
 pub(super) fn write_endpoints<S: Serializer>(
     all: &[Url],
     serializer: S,
@@ -188,10 +203,10 @@ pub(super) fn write_endpoints<S: Serializer>(
 
 /// What `auth` may be, for every refusal.
 const AUTH_FORMS: &str =
-    "write `anonymous`, or a map with username and either password or password_file";
+    "write `anonymous`, `passthrough`, or a map with username and either password or password_file";
 
 /// Words and keys that the documentation promises for later versions.
-const AUTH_LATER: &[&str] = &["passthrough", "docker-config", "helper", "ecr", "gcp", "acr"];
+const AUTH_LATER: &[&str] = &["docker-config", "helper", "ecr", "gcp", "acr"];
 
 fn auth_later(word: &str) -> String {
     format!("this version cannot do `{word}` yet; {AUTH_FORMS}")
@@ -215,6 +230,7 @@ impl<'de> Visitor<'de> for AuthVisitor {
     fn visit_str<E: Error>(self, word: &str) -> Result<Auth, E> {
         match word {
             "anonymous" => Ok(Auth::Anonymous),
+            "passthrough" => Ok(Auth::Passthrough(Passthrough::default())),
             _ if AUTH_LATER.contains(&word) => Err(E::custom(auth_later(word))),
             // Not repeated: `user:password` is a likely slip.
             _ => Err(E::custom(format!("this is no way to log in; {AUTH_FORMS}"))),
@@ -234,6 +250,7 @@ struct AuthForm {
     password: Option<String>,
     password_file: Option<PathBuf>,
     helper: Option<IgnoredAny>,
+    passthrough: Option<Passthrough>,
     ecr: Option<IgnoredAny>,
     gcp: Option<IgnoredAny>,
     acr: Option<IgnoredAny>,
@@ -245,6 +262,12 @@ impl AuthForm {
             [("helper", self.helper), ("ecr", self.ecr), ("gcp", self.gcp), ("acr", self.acr)];
         if let Some((word, _)) = later.iter().find(|(_, given)| given.is_some()) {
             return Err(auth_later(word));
+        }
+        if let Some(settings) = self.passthrough {
+            return match self.username {
+                None => Ok(Auth::Passthrough(settings)),
+                Some(_) => Err("both passthrough and a fixed user are given; keep one".to_owned()),
+            };
         }
         let username = self.username.ok_or("the key `username` is missing; add it")?;
         let password = match (self.password, self.password_file) {
@@ -265,6 +288,11 @@ impl Serialize for Auth {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Anonymous => serializer.serialize_str("anonymous"),
+            Self::Passthrough(settings) => {
+                let mut map = serializer.serialize_struct("Auth", 1)?;
+                map.serialize_field("passthrough", settings)?;
+                map.end()
+            }
             Self::Static { username, password } => {
                 let mut map = serializer.serialize_struct("Auth", 2)?;
                 map.serialize_field("username", username)?;
@@ -283,12 +311,21 @@ impl JsonSchema for Auth {
         "Auth".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let passthrough = generator.subschema_for::<Passthrough>();
         let text = |what: &str| json_schema!({ "type": "string", "description": what });
         json_schema!({
             "description": "With which credentials an upstream is asked.",
             "oneOf": [
                 { "const": "anonymous", "description": "None of our own: public content only." },
+                { "const": "passthrough", "description": "The caller's own." },
+                {
+                    "description": "The caller's own, with how long answers are remembered.",
+                    "type": "object",
+                    "properties": { "passthrough": passthrough },
+                    "required": ["passthrough"],
+                    "additionalProperties": false,
+                },
                 {
                     "description": "A fixed user.",
                     "type": "object",

@@ -50,7 +50,8 @@ impl Credentials {
     /// `Unavailable` where a password file cannot be read: held content goes on being served.
     pub fn login(&self) -> Result<Option<Login>> {
         match &self.auth {
-            Auth::Anonymous => Ok(None),
+            // Asked for ourselves, with nobody's credentials: what is public.
+            Auth::Anonymous | Auth::Passthrough(_) => Ok(None),
             Auth::Static { username, password } => {
                 let password = match password {
                     Password::Inline(text) => text.clone(),
