@@ -73,14 +73,20 @@ pub mod blobs;
 
 pub mod pages;
 
+pub mod certificates;
+
 // Shell: sockets, answers, commands.
 pub mod respond;
 
 pub mod answer;
 
+pub mod doors;
+
 pub mod server;
 
 pub mod admin;
+
+pub mod transport;
 
 pub mod run;
 

@@ -13,16 +13,19 @@ use pingora::protocols::{Stream, TcpKeepalive};
 use pingora::server::{Fds, ListenFds, ShutdownWatch};
 use pingora::services::Service as _;
 use pingora::services::listening::Service;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::Admin;
+use crate::certificates::Certificates;
 use crate::config::{self, Config};
 use crate::disk::Disk;
+use crate::doors::Door;
 use crate::keeper::Bounds;
 use crate::metrics::Metrics;
-use crate::server::Mirror;
+use crate::server::{Front, Mirror};
 use crate::store::Store;
+use crate::transport::{self, Gate, Places};
 use crate::upkeep;
 
 /// A mirror that is running.
@@ -36,8 +39,8 @@ pub struct Running {
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
-    places: Arc<Semaphore>,
-    places_all: usize,
+    places: Arc<Places>,
+    certificates: Vec<Arc<Certificates>>,
     drain_timeout: Duration,
 }
 
@@ -61,15 +64,27 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let admin = bind(&[config.admin])?;
     let addresses = local(&pull)?;
     let admin_address = local(&admin)?[0];
-    let places_all = config.server.max_connections;
-    let places = Arc::new(Semaphore::new(places_all));
+    let certificates = config.listen.iter().map(|l| l.tls.as_ref().map(Certificates::load));
+    let certificates: Vec<Option<Arc<Certificates>>> = certificates
+        .map(|one| one.transpose().map_err(anyhow::Error::msg))
+        .collect::<anyhow::Result<_>>()?;
+    let places = Places::new(&config.server, Arc::clone(&metrics));
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
-    let services = vec![
-        serve("pull", pull, limited, pull_stopped)?,
-        serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
-    ];
+    let watched = Plain(Arc::new(Admin::new(Arc::clone(&mirror))));
+    let mut services = vec![serve("admin", admin, watched, admin_stopped)?];
+    for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
+        let tls = certificates.as_ref().map(transport::acceptor).transpose();
+        let front = Front { mirror: Arc::clone(&mirror), door: Door::new(listen) };
+        let gate = Gate {
+            app: Arc::new(front),
+            places: Arc::clone(&places),
+            tls: tls.map_err(anyhow::Error::msg)?,
+        };
+        services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
+    }
+    let certificates: Vec<Arc<Certificates>> = certificates.into_iter().flatten().collect();
+    services.push(tokio::spawn(watch_files(certificates.clone())));
     Ok(Running {
         addresses,
         admin: admin_address,
@@ -78,7 +93,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         stop_admin,
         services,
         places,
-        places_all,
+        certificates,
         drain_timeout: config.server.drain_timeout.get(),
     })
 }
@@ -97,14 +112,17 @@ impl Running {
         &self.mirror
     }
 
+    /// Reads the files again that change while we run: certificates. Connections under way stay.
+    pub async fn reload(&self) {
+        reload(&self.certificates, true).await;
+    }
+
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
     /// Returns whether all of them came to their end.
     pub async fn stop(self) -> bool {
         let deadline = Instant::now() + self.drain_timeout;
         let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
-        let all = u32::try_from(self.places_all).unwrap_or(u32::MAX);
-        let drained =
-            tokio::time::timeout_at(deadline.into(), self.places.acquire_many(all)).await.is_ok();
+        let drained = tokio::time::timeout_at(deadline.into(), self.places.empty()).await.is_ok();
         // What has been downloaded to its end is still to be kept; the rest is resumed some day.
         while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -121,6 +139,30 @@ impl Running {
         }
         drained
     }
+}
+
+/// Looks at the files each second, so that whoever renews a certificate need tell nobody.
+async fn watch_files(certificates: Vec<Arc<Certificates>>) {
+    while !certificates.is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        reload(&certificates, false).await;
+    }
+}
+
+async fn reload(certificates: &[Arc<Certificates>], force: bool) {
+    let all = certificates.to_vec();
+    let read = move || {
+        for one in all {
+            match one.reload(force) {
+                Ok(true) => tracing::info!("certificates were read again"),
+                Ok(false) => {}
+                Err(why) => {
+                    tracing::error!(%why, "new certificates are refused; the old ones stay")
+                }
+            }
+        }
+    };
+    let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
 }
 
 /// Binds ourselves: Pingora retries for 30 s and then panics, and never tells the port.
@@ -177,41 +219,6 @@ fn socket_options() -> TcpSocketOptions {
         user_timeout: Duration::ZERO,
     });
     options
-}
-
-/// Bounds the number of connections, and counts them for the end.
-struct Limited {
-    app: Arc<Mirror>,
-    places: Arc<Semaphore>,
-    metrics: Arc<Metrics>,
-}
-
-#[async_trait]
-impl ServerApp for Limited {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
-        let _place = self.places.acquire().await.ok()?;
-        let _counted = Counted::new(&self.metrics);
-        ServerApp::process_new(&self.app, stream, shutdown).await
-    }
-}
-
-struct Counted<'a>(&'a Metrics);
-
-impl<'a> Counted<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.connections.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.dec();
-    }
 }
 
 struct Plain(Arc<Admin>);

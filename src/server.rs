@@ -15,6 +15,7 @@ use pingora::server::ShutdownWatch;
 use crate::answer::{self, Conditions};
 use crate::blobs::Blobs;
 use crate::config::{self, Config};
+use crate::doors::Door;
 use crate::error::{Error, Fault, Kind, Result};
 use crate::fill::Fills;
 use crate::manifests::{Found, Manifests};
@@ -117,7 +118,12 @@ impl Mirror {
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
     /// fetched, answered.
-    async fn answer(&self, request: &Request, account: &mut Account) -> Result<Answer> {
+    async fn answer(
+        &self,
+        door: &Door,
+        request: &Request,
+        account: &mut Account,
+    ) -> Result<Answer> {
         let route = self.table.route(
             &request.method,
             &request.path,
@@ -129,7 +135,7 @@ impl Mirror {
             return Ok(answer::ping());
         };
         account.take(&route.action, target);
-        let origin = self.admit(target)?;
+        let origin = self.admit(door, target)?;
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
         let head = request.conditions.head;
@@ -155,8 +161,9 @@ impl Mirror {
     }
 
     /// Decides whether a request may be answered at all, before anything is looked up.
-    fn admit(&self, target: &Target) -> Result<&Origin> {
-        let origin = self.origins.get(&target.upstream).ok_or_else(|| {
+    fn admit(&self, door: &Door, target: &Target) -> Result<&Origin> {
+        let served = self.origins.get(&target.upstream).filter(|_| door.serves(&target.upstream));
+        let origin = served.ok_or_else(|| {
             Error::new(
                 Kind::NameUnknown,
                 format!("no upstream is configured for {}", target.upstream),
@@ -277,17 +284,51 @@ struct Answered {
     upstream: Option<Duration>,
 }
 
+/// The mirror behind one of its addresses.
+#[derive(Debug)]
+pub struct Front {
+    /// What answers.
+    pub mirror: Arc<Mirror>,
+    /// Where the request came in.
+    pub door: Door,
+}
+
 #[async_trait]
-impl HttpServerApp for Mirror {
+impl HttpServerApp for Front {
     async fn process_new_http(
         self: &Arc<Self>,
+        session: ServerSession,
+        stop: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        self.mirror.serve(&self.door, session, stop).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = default_h2_options();
+        options
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .max_send_buffer_size(1 << 20);
+        Some(options)
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.mirror.options)
+    }
+}
+
+impl Mirror {
+    /// One request, from its head to the last byte of its answer.
+    async fn serve(
+        &self,
+        door: &Door,
         mut session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         let request = self.read(&mut session, stop).await?;
         self.set_keepalive(&mut session, stop);
         let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(&request, &mut account).await {
+        let mut answer = match self.answer(door, &request, &mut account).await {
             Ok(answer) => answer,
             Err(error) => {
                 log_failure(&request, &error);
@@ -311,19 +352,6 @@ impl HttpServerApp for Mirror {
             .ok()
             .flatten()
             .map(|stream| ReusedHttpStream::from_reusable_stream(stream, keep))
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        let mut options = default_h2_options();
-        options
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .max_send_buffer_size(1 << 20);
-        Some(options)
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
     }
 }
 

@@ -77,7 +77,7 @@ fn a_file_names_only_what_is_listed_before_it() {
 #[test]
 fn only_some_rooms_may_name_some_crates() {
     let allowed: &[(&str, &[&str])] = &[
-        ("pingora::", &["respond", "server", "admin", "run", "demo"]),
+        ("pingora::", &["respond", "server", "admin", "transport", "run", "demo"]),
         ("prometheus::", &["metrics"]),
         ("reqwest::", &["upstream", "demo"]),
         ("SystemTime::now", &["manifests", "upstream", "keeper"]),

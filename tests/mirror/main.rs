@@ -22,5 +22,6 @@ mod routing;
 mod scripts;
 mod support;
 mod tags;
+mod tls;
 mod tokens;
 mod upstreams;

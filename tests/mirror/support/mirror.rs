@@ -26,6 +26,7 @@ pub(crate) struct Setup {
     folder: TempDir,
     upstreams: Vec<(String, String)>,
     default_upstream: String,
+    listen: String,
     rest: String,
 }
 
@@ -41,6 +42,7 @@ impl Setup {
             folder,
             upstreams: Vec::new(),
             default_upstream: NAME.to_owned(),
+            listen: "127.0.0.1:0".to_owned(),
             rest: String::new(),
         }
     }
@@ -66,17 +68,29 @@ impl Setup {
         self
     }
 
+    /// Where to listen, instead of a plain address.
+    pub(crate) fn listen(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.listen);
+        self
+    }
+
+    /// The folder of its own, which goes with it.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Adds YAML at the top level.
     pub(crate) fn raw(mut self, yaml: &str) -> Self {
         writeln!(self.rest, "{yaml}").expect("a String takes all that is written to it");
         self
     }
 
-    fn yaml(&self) -> String {
+    pub(crate) fn yaml(&self) -> String {
         let cache = self.folder.path().join("cache");
         let mut yaml = format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n\
+            "listen: {}\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n\
              default_upstream: {}\nupstreams:\n",
+            self.listen,
             cache.display(),
             self.default_upstream,
         );
@@ -166,6 +180,11 @@ impl Mirror {
             .filter(|line| wanted.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// The folder of its own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// What the mirror wrote to standard error, over all its lives.
@@ -277,6 +296,7 @@ impl Process {
                 for (place, word) in ["mirror", "admin"].into_iter().enumerate() {
                     if let Some(rest) = line.trim_start().strip_prefix(word) {
                         let address = rest.trim_start().trim_start_matches("http://");
+                        let address = address.trim_start_matches("https://");
                         seen[place] = seen[place].or(address.trim_end().parse().ok());
                     }
                 }

@@ -8,6 +8,7 @@
 //! - [`scripted`] puts them together; [`registry`] and [`auth`] say what a registry answers;
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
 //! - [`mirror`] runs the real binary;
+//! - [`secure`] has certificates, and clients that speak TLS;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
 pub(crate) mod auth;
@@ -22,6 +23,7 @@ pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;
 pub(crate) mod scripted;
+pub(crate) mod secure;
 pub(crate) mod upstream;
 
 use std::time::Duration;
