@@ -42,6 +42,12 @@ pub mod freshness;
 
 pub mod index;
 
+pub mod rules;
+
+pub mod pass;
+
+pub mod scope;
+
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 
@@ -75,6 +81,10 @@ pub mod pages;
 
 pub mod certificates;
 
+pub mod people;
+
+pub mod rights;
+
 // Shell: sockets, answers, commands.
 pub mod respond;
 
@@ -82,11 +92,11 @@ pub mod answer;
 
 pub mod doors;
 
+pub mod transport;
+
 pub mod server;
 
 pub mod admin;
-
-pub mod transport;
 
 pub mod run;
 

@@ -40,7 +40,7 @@ pub struct Running {
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
     places: Arc<Places>,
-    certificates: Vec<Arc<Certificates>>,
+    watched: Watched,
     drain_timeout: Duration,
 }
 
@@ -84,7 +84,8 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
     }
     let certificates: Vec<Arc<Certificates>> = certificates.into_iter().flatten().collect();
-    services.push(tokio::spawn(watch_files(certificates.clone())));
+    let watched = Watched { certificates, mirror: Arc::clone(&mirror) };
+    services.push(tokio::spawn(watch_files(watched.clone())));
     Ok(Running {
         addresses,
         admin: admin_address,
@@ -93,7 +94,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         stop_admin,
         services,
         places,
-        certificates,
+        watched,
         drain_timeout: config.server.drain_timeout.get(),
     })
 }
@@ -112,9 +113,10 @@ impl Running {
         &self.mirror
     }
 
-    /// Reads the files again that change while we run: certificates. Connections under way stay.
+    /// Reads the files again that change while we run: certificates and users. Connections under way
+    /// stay.
     pub async fn reload(&self) {
-        reload(&self.certificates, true).await;
+        self.watched.reload(true).await;
     }
 
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
@@ -142,27 +144,42 @@ impl Running {
 }
 
 /// Looks at the files each second, so that whoever renews a certificate need tell nobody.
-async fn watch_files(certificates: Vec<Arc<Certificates>>) {
-    while !certificates.is_empty() {
+async fn watch_files(watched: Watched) {
+    loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        reload(&certificates, false).await;
+        watched.reload(false).await;
     }
 }
 
-async fn reload(certificates: &[Arc<Certificates>], force: bool) {
-    let all = certificates.to_vec();
-    let read = move || {
-        for one in all {
-            match one.reload(force) {
-                Ok(true) => tracing::info!("certificates were read again"),
-                Ok(false) => {}
-                Err(why) => {
-                    tracing::error!(%why, "new certificates are refused; the old ones stay")
-                }
-            }
+/// What is read from files of its own that may change at any time.
+#[derive(Clone, Debug)]
+struct Watched {
+    certificates: Vec<Arc<Certificates>>,
+    mirror: Arc<Mirror>,
+}
+
+impl Watched {
+    async fn reload(&self, force: bool) {
+        let (certificates, people) =
+            (self.certificates.clone(), self.mirror.doors.people().cloned());
+        if certificates.is_empty() && people.is_none() {
+            return;
         }
-    };
-    let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
+        let read = move || {
+            let tell = |what: &str, outcome: Result<bool, String>| match outcome {
+                Ok(true) => tracing::info!("new {what} are in force"),
+                Ok(false) => {}
+                Err(why) => tracing::error!(%why, "new {what} are refused; the old ones stay"),
+            };
+            for one in certificates {
+                tell("certificates", one.reload(force));
+            }
+            if let Some(people) = people {
+                tell("users", people.reload(force));
+            }
+        };
+        let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
+    }
 }
 
 /// Binds ourselves: Pingora retries for 30 s and then panics, and never tells the port.

@@ -14,9 +14,9 @@ use pingora::server::ShutdownWatch;
 
 use crate::answer::{self, Conditions};
 use crate::blobs::Blobs;
-use crate::config::{self, Config};
-use crate::doors::Door;
-use crate::error::{Error, Fault, Kind, Result};
+use crate::config::{self, Act, Auth, Config};
+use crate::doors::{self, Caller, Door, Doors, Knock};
+use crate::error::{Error, Fault, Result};
 use crate::fill::Fills;
 use crate::manifests::{Found, Manifests};
 use crate::metrics::{Metrics, Served};
@@ -24,9 +24,12 @@ use crate::name::{Reference, Repository, Tag};
 use crate::pages::{self, Referrers};
 use crate::patterns::Patterns;
 use crate::respond::{self, Answer, Sent};
+use crate::rights::{self, Rights};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
 use crate::upstream::Upstream;
+
+mod door;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -38,12 +41,16 @@ struct Origin {
     upstream: Arc<Upstream>,
     tag_ttl: Duration,
     allowed: Patterns,
+    /// Where callers are answered by their own rights.
+    rights: Option<Rights>,
 }
 
 /// The mirror: everything that a request is answered from.
 #[derive(Debug)]
 pub struct Mirror {
     table: Table,
+    /// Who may come in.
+    pub doors: Doors,
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
@@ -64,7 +71,7 @@ struct Request {
     method: Method,
     path: String,
     query: Option<String>,
-    host: Option<String>,
+    knock: Knock,
     user_agent: String,
     conditions: Conditions,
     received: Instant,
@@ -76,6 +83,9 @@ struct Account {
     upstream: Option<Arc<str>>,
     repository: Option<Repository>,
     kind: &'static str,
+    user: Option<Arc<str>>,
+    /// What a token would have to be for.
+    scope: Option<String>,
 }
 
 impl Mirror {
@@ -92,6 +102,10 @@ impl Mirror {
             let origin = Origin {
                 tag_ttl: settings.tag_ttl.get(),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
+                rights: match &settings.auth {
+                    Auth::Passthrough(how) => Some(Rights::new(how.clone(), doors::random_key()?)),
+                    _ => None,
+                },
                 upstream: Arc::clone(&upstream),
             };
             origins.insert(Arc::clone(upstream.name()), origin);
@@ -103,6 +117,7 @@ impl Mirror {
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
         let settings = config.server.clone();
         Ok(Self {
+            doors: Doors::new(config)?,
             table,
             origins,
             manifests,
@@ -128,82 +143,89 @@ impl Mirror {
             &request.method,
             &request.path,
             request.query.as_deref(),
-            request.host.as_deref(),
+            request.knock.host.as_deref(),
         )?;
+        account.take(&route);
+        let caller = self.doors.enter(door, &request.knock).await?;
+        account.user.clone_from(&caller.actor.user);
         let Some(target) = &route.target else {
-            account.kind = "ping";
-            return Ok(answer::ping());
+            self.doors.ping(door, &request.knock, &caller)?;
+            return self.ping(&caller).await;
         };
-        account.take(&route.action, target);
-        let origin = self.admit(door, target)?;
+        let origin = self.admit(door, &caller, target)?;
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
-        let head = request.conditions.head;
-        let mut answer = match &route.action {
-            Action::Ping => answer::ping(),
-            Action::Manifest(reference) => {
-                let found = self.manifest(origin, &place, reference, head).await?;
-                answer::manifest(found, &request.conditions)
+        let found = self.found(request, &route, target, (origin, &caller), &place).await;
+        let mut answer = match (&origin.rights, found) {
+            (Some(_), Err(e)) => {
+                return Err(rights::told(&place, caller.asker(&target.upstream), e));
             }
-            Action::Blob(digest) => {
-                let blob = self.blobs.get(&origin.upstream, &place, *digest, head).await?;
-                answer::blob(blob, digest, &request.conditions).await?
-            }
-            Action::Tags(page) => answer::tags(
-                pages::tags(&origin.upstream, target, page, route.namespace.as_deref()).await?,
-            ),
-            Action::Referrers(subject, types) => {
-                self.referrers(origin, &place, subject, types).await?
-            }
+            (_, found) => found?,
         };
         echo_namespace(&route, &mut answer);
         Ok(answer)
     }
 
-    /// Decides whether a request may be answered at all, before anything is looked up.
-    fn admit(&self, door: &Door, target: &Target) -> Result<&Origin> {
-        let served = self.origins.get(&target.upstream).filter(|_| door.serves(&target.upstream));
-        let origin = served.ok_or_else(|| {
-            Error::new(
-                Kind::NameUnknown,
-                format!("no upstream is configured for {}", target.upstream),
-            )
-        })?;
-        if origin.allowed.permits(target.repository.as_str()) {
-            return Ok(origin);
-        }
-        Err(Error::new(
-            Kind::Denied,
-            format!(
-                "{} of {} may not be pulled through this mirror",
-                target.repository, target.upstream
-            ),
-        ))
+    /// What is asked for, by the rights of whoever asks.
+    async fn found(
+        &self,
+        request: &Request,
+        route: &Route,
+        target: &Target,
+        (origin, caller): (&Origin, &Caller),
+        place: &Place,
+    ) -> Result<Answer> {
+        let upstream = &origin.for_caller(caller, place, &route.action).await?;
+        let head = request.conditions.head;
+        Ok(match &route.action {
+            Action::Ping => answer::ping(),
+            Action::Manifest(reference) => {
+                let found = self.manifest(origin, upstream, place, reference, head).await?;
+                answer::manifest(found, &request.conditions)
+            }
+            Action::Blob(digest) => {
+                let blob = self.blobs.get(upstream, place, *digest, head).await?;
+                answer::blob(blob, digest, &request.conditions).await?
+            }
+            Action::Tags(page) => {
+                answer::tags(pages::tags(upstream, target, page, route.namespace.as_deref()).await?)
+            }
+            Action::Referrers(subject, types) => {
+                self.referrers((origin, caller), upstream, place, subject, types).await?
+            }
+        })
     }
 
     async fn manifest(
         &self,
         origin: &Origin,
+        upstream: &Arc<Upstream>,
         place: &Place,
         reference: &Reference,
         head: bool,
     ) -> Result<Found> {
-        self.manifests.get(&origin.upstream, origin.tag_ttl, place, reference, head).await
+        self.manifests.get(upstream, origin.tag_ttl, place, reference, head).await
     }
 
     /// What is attached to a manifest; from the fallback tag where the upstream lacks the API.
     async fn referrers(
         &self,
-        origin: &Origin,
+        (origin, caller): (&Origin, &Caller),
+        upstream: &Arc<Upstream>,
         place: &Place,
         subject: &crate::digest::Digest,
         types: &[String],
     ) -> Result<Answer> {
-        let found = match pages::referrers(&origin.upstream, &place.repository, subject).await? {
+        let found = match pages::referrers(upstream, &place.repository, subject).await? {
             Referrers::Listed(found) => found,
             Referrers::Unsupported => {
                 let tag = Reference::Tag(Tag::of_referrers(subject));
-                match self.manifest(origin, place, &tag, false).await {
+                // The tag may be held, so here the right to it has to be proven.
+                let found = match origin.for_caller(caller, place, &rights::by_tag(&tag)).await {
+                    Ok(upstream) => self.manifest(origin, &upstream, place, &tag, false).await,
+                    Err(e) => Err(e),
+                };
+                match found {
                     Ok(found) => {
                         found.bytes().await.and_then(|b| pages::descriptors(&b)).unwrap_or_default()
                     }
@@ -260,6 +282,7 @@ impl Mirror {
         tracing::info!(
             target: "access",
             client = client.unwrap_or_default(),
+            user = account.user.as_deref().unwrap_or_default(),
             method = %request.method,
             path = %request.path,
             upstream = account.upstream.as_deref().unwrap_or_default(),
@@ -328,13 +351,7 @@ impl Mirror {
         let request = self.read(&mut session, stop).await?;
         self.set_keepalive(&mut session, stop);
         let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(door, &request, &mut account).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                log_failure(&request, &error);
-                answer::error(&error, &request.user_agent, &request.method)
-            }
-        };
+        let mut answer = self.reply(door, &mut session, &request, &mut account).await;
         let answered = finish_headers(&mut answer, request.received);
         let sent =
             respond::send(&mut session, &request.method, answer, self.settings.send_timeout.get())
@@ -382,7 +399,11 @@ impl Request {
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().map(str::to_owned),
-            host: text(header::HOST).or(authority),
+            knock: Knock {
+                host: text(header::HOST).or(authority),
+                authorization: text(header::AUTHORIZATION).map(Into::into),
+                certificate: door::certificate(session),
+            },
             user_agent: text(header::USER_AGENT).unwrap_or_default(),
             conditions: Conditions {
                 head: head.method == Method::HEAD,
@@ -396,16 +417,18 @@ impl Request {
 }
 
 impl Account {
-    fn take(&mut self, action: &Action, target: &Target) {
-        self.upstream = Some(Arc::clone(&target.upstream));
-        self.repository = Some(target.repository.clone());
-        self.kind = match action {
+    fn take(&mut self, route: &Route) {
+        self.kind = match &route.action {
             Action::Ping => "ping",
             Action::Manifest(_) => "manifest",
             Action::Blob(_) => "blob",
             Action::Tags(_) => "tags",
             Action::Referrers(..) => "referrers",
         };
+        let Some(target) = &route.target else { return };
+        self.scope = Some(doors::scope(target, Act::Pull));
+        self.upstream = Some(Arc::clone(&target.upstream));
+        self.repository = Some(target.repository.clone());
     }
 }
 

@@ -137,18 +137,17 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let address = stream
-            .get_socket_digest()
-            .and_then(|digest| digest.peer_addr().and_then(|a| a.as_inet().map(|a| a.ip())));
+        let address = stream.get_socket_digest().and_then(|digest| {
+            digest.peer_addr().and_then(|a| a.as_inet().map(std::net::SocketAddr::ip))
+        });
         let address = address.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let places = &self.places;
         let _seat = places.seat(address.to_canonical())?;
-        let _place = match places.all.try_acquire() {
-            Ok(place) => place,
-            Err(_) => {
-                let _waiting = places.waiting.try_acquire().ok()?;
-                tokio::time::timeout(places.handshake, places.all.acquire()).await.ok()?.ok()?
-            }
+        let _place = if let Ok(place) = places.all.try_acquire() {
+            place
+        } else {
+            let _waiting = places.waiting.try_acquire().ok()?;
+            tokio::time::timeout(places.handshake, places.all.acquire()).await.ok()?.ok()?
         };
         let stream = self.enter(stream).await?;
         ServerApp::process_new(&self.app, stream, shutdown).await

@@ -40,15 +40,22 @@ pub enum Patience {
     Full,
 }
 
+/// Whose credentials an upstream is asked with: a keyed hash of them, or ours.
+pub type Who = Option<[u8; 32]>;
+
+/// Tokens by whose they are, realm, service and scope.
+type Tokens = moka::future::Cache<(Who, Bearer, String), Token>;
+
 /// An upstream registry.
 #[derive(Debug)]
 pub struct Upstream {
     name: Arc<str>,
-    endpoints: Vec<Endpoint>,
-    clients: Clients,
+    endpoints: Arc<Vec<Endpoint>>,
+    clients: Arc<Clients>,
     credentials: Credentials,
-    /// Tokens by realm, service and scope; one fetch for any number of waiters.
-    tokens: moka::future::Cache<(Bearer, String), Token>,
+    who: Who,
+    /// One fetch for any number of waiters.
+    tokens: Tokens,
     realms: Vec<String>,
     response_timeout: Duration,
     stall_timeout: Duration,
@@ -65,14 +72,34 @@ impl Upstream {
             moka::future::Cache::builder().max_capacity(10_000).expire_after(TokenLife).build();
         Ok(Self {
             name: name.into(),
-            endpoints: config.endpoints.iter().map(Endpoint::new).collect(),
-            clients: Clients::new(config.connect_timeout.get())?,
+            endpoints: Arc::new(config.endpoints.iter().map(Endpoint::new).collect()),
+            clients: Arc::new(Clients::new(config.connect_timeout.get())?),
             credentials: Credentials::new(config.auth.clone()),
+            who: None,
             tokens,
             realms: config.realms.clone(),
             response_timeout: config.response_timeout.get(),
             stall_timeout: config.stall_timeout.get(),
             metrics,
+        })
+    }
+
+    /// The same upstream, asked with a caller's own credentials. What was learnt of its endpoints
+    /// is shared; tokens are kept apart by `who`, the credentials' keyed hash.
+    pub fn as_caller(&self, username: &str, password: &str, who: [u8; 32]) -> Arc<Self> {
+        let password = config::Password::Inline(password.to_owned());
+        let auth = config::Auth::Static { username: username.to_owned(), password };
+        Arc::new(Self {
+            name: Arc::clone(&self.name),
+            endpoints: Arc::clone(&self.endpoints),
+            clients: Arc::clone(&self.clients),
+            credentials: Credentials::new(auth),
+            who: Some(who),
+            tokens: self.tokens.clone(),
+            realms: self.realms.clone(),
+            response_timeout: self.response_timeout,
+            stall_timeout: self.stall_timeout,
+            metrics: Arc::clone(&self.metrics),
         })
     }
 
@@ -199,7 +226,7 @@ impl Upstream {
     ) -> Challenge {
         match (known, fresh) {
             (Some(Challenge::Bearer(known)), Challenge::Bearer(fresh)) => {
-                let key = (known.clone(), known.scope_for(ask.repository.as_str()));
+                let key = (self.who, known.clone(), ask.scope(&known));
                 self.tokens.invalidate(&key).await;
                 Challenge::Bearer(Bearer { scope: known.scope.or(fresh.scope), ..known })
             }
@@ -345,8 +372,8 @@ impl Upstream {
                 None => Ok(None),
             },
             Some(Challenge::Bearer(bearer)) => {
-                let key = (bearer.clone(), bearer.scope_for(ask.repository.as_str()));
-                let scope = key.1.clone();
+                let key = (self.who, bearer.clone(), ask.scope(bearer));
+                let scope = key.2.clone();
                 let token = self
                     .tokens
                     .try_get_with(key, self.fetch_token(endpoint, bearer, scope, deadline))
@@ -423,10 +450,10 @@ impl Upstream {
 /// Tokens leave the cache when they are due for renewal.
 struct TokenLife;
 
-impl moka::Expiry<(Bearer, String), Token> for TokenLife {
+impl moka::Expiry<(Who, Bearer, String), Token> for TokenLife {
     fn expire_after_create(
         &self,
-        _: &(Bearer, String),
+        _: &(Who, Bearer, String),
         token: &Token,
         now: Instant,
     ) -> Option<Duration> {

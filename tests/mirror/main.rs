@@ -10,11 +10,13 @@
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
 mod broken;
+mod clients;
 mod fills;
 mod life;
 mod malformed;
 mod manifests;
 mod pages;
+mod passthrough;
 mod pull;
 mod ranges;
 mod redirects;
