@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,7 @@ use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
+use crate::begun::Beginner;
 use crate::cache::Cache;
 use crate::config::{self, Act, Auth, Config};
 use crate::error::{Error, Kind, Result};
@@ -41,6 +43,8 @@ pub struct Knock {
     pub host: Option<String>,
     /// `Authorization`.
     pub authorization: Option<Zeroizing<String>>,
+    /// Where it came from.
+    pub address: Option<IpAddr>,
     /// The user that a client certificate names.
     pub certificate: Option<Arc<str>>,
 }
@@ -71,6 +75,14 @@ impl Caller {
             Some(login) if *login.upstream == *upstream => Asker::Known(login),
             _ if self.shown => Asker::Nobody,
             _ => Asker::Unasked,
+        }
+    }
+
+    /// Whose downloads this caller's are.
+    pub fn beginner(&self, knock: &Knock) -> Beginner {
+        match &self.actor.user {
+            Some(user) => Beginner::User(Arc::clone(user)),
+            None => Beginner::Address(knock.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
         }
     }
 

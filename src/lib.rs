@@ -75,6 +75,8 @@ pub mod upkeep;
 
 pub mod manifests;
 
+pub mod begun;
+
 pub mod blobs;
 
 pub mod pages;

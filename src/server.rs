@@ -13,6 +13,7 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 
 use crate::answer::{self, Conditions};
+use crate::begun::Begun;
 use crate::blobs::Blobs;
 use crate::config::{self, Act, Auth, Config};
 use crate::doors::{self, Caller, Door, Doors, Knock};
@@ -54,6 +55,7 @@ pub struct Mirror {
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
+    begun: Arc<Begun>,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -122,6 +124,7 @@ impl Mirror {
             origins,
             manifests,
             blobs,
+            begun: Begun::new(config.server.max_fills_per_caller),
             fills,
             store,
             metrics,
@@ -184,7 +187,8 @@ impl Mirror {
                 answer::manifest(found, &request.conditions)
             }
             Action::Blob(digest) => {
-                let blob = self.blobs.get(upstream, place, *digest, head).await?;
+                let begin = || self.begun.begin(&caller.beginner(&request.knock));
+                let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
                 answer::blob(blob, digest, &request.conditions).await?
             }
             Action::Tags(page) => {
@@ -402,6 +406,10 @@ impl Request {
             knock: Knock {
                 host: text(header::HOST).or(authority),
                 authorization: text(header::AUTHORIZATION).map(Into::into),
+                address: session
+                    .client_addr()
+                    .and_then(|a| a.as_inet())
+                    .map(std::net::SocketAddr::ip),
                 certificate: door::certificate(session),
             },
             user_agent: text(header::USER_AGENT).unwrap_or_default(),

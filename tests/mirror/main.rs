@@ -9,10 +9,12 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod advisories;
 mod broken;
 mod clients;
 mod fills;
 mod life;
+mod limits;
 mod malformed;
 mod manifests;
 mod pages;
@@ -22,6 +24,7 @@ mod ranges;
 mod redirects;
 mod routing;
 mod scripts;
+mod smuggling;
 mod support;
 mod tags;
 mod tls;
