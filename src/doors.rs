@@ -17,7 +17,8 @@ use crate::begun::Beginner;
 use crate::cache::Cache;
 use crate::config::{self, Act, Auth, Config};
 use crate::error::{Error, Kind, Result};
-use crate::pass::{By, Claims, Grant, Keys, Login, SERVICE};
+use crate::issuer::Issuer;
+use crate::pass::{Access, By, Grant, Keys, Login, SERVICE, opens};
 use crate::people::People;
 use crate::respond::{Answer, Body};
 use crate::rights::Asker;
@@ -62,8 +63,10 @@ pub struct Caller {
     pub actor: Actor,
     by: Option<By>,
     login: Option<Login>,
-    /// What a token of ours is good for; `None` where it was not a token.
-    claims: Option<Claims>,
+    /// What the token that was shown is limited to.
+    access: Option<Vec<Access>>,
+    /// Whether it was a token: none is had by another.
+    by_token: bool,
     /// Whether anything was shown at all.
     shown: bool,
 }
@@ -123,6 +126,7 @@ impl Door {
 pub struct Doors {
     rules: Rules,
     people: Option<Arc<People>>,
+    issuer: Option<Arc<Issuer>>,
     keys: Keys,
     token_life: u64,
     /// The upstreams that pass credentials through.
@@ -145,6 +149,10 @@ impl Doors {
             Some(file) => Some(Arc::new(People::load(file, random_key()?).map_err(bad)?)),
             None => None,
         };
+        let issuer = match clients.and_then(|c| c.jwt.as_ref()) {
+            Some(jwt) => Some(Arc::new(Issuer::load(jwt).map_err(bad)?)),
+            None => None,
+        };
         let keys = match clients.and_then(|c| c.token_key.as_ref()) {
             Some(secret) => Keys::new(secret.reveal().as_bytes())?,
             None => Keys::new(&*random::<32>()?)?,
@@ -162,6 +170,7 @@ impl Doors {
         Ok(Self {
             rules: Rules::new(clients),
             people,
+            issuer,
             keys,
             token_life: clients.map_or(300, |c| c.token_ttl.get().as_secs()),
             passing,
@@ -173,6 +182,11 @@ impl Doors {
     /// The file of users, to be read again.
     pub fn people(&self) -> Option<&Arc<People>> {
         self.people.as_ref()
+    }
+
+    /// Somebody else's token service, whose keys are to be read again.
+    pub fn issuer(&self) -> Option<&Arc<Issuer>> {
+        self.issuer.as_ref()
     }
 
     /// Whether anything behind this address and host is not for everybody.
@@ -266,7 +280,22 @@ impl Doors {
     }
 
     fn by_token(&self, token: &str) -> Result<Caller> {
-        let claims = self.keys.read(token, now())?;
+        let now = now();
+        let claims = match (self.keys.read(token, now), &self.issuer) {
+            (Ok(claims), _) => claims,
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(issuer)) => {
+                let said = issuer.read(token, now)?;
+                let (actor, access) = (said.actor, said.access);
+                return Ok(Caller {
+                    actor,
+                    access,
+                    by_token: true,
+                    shown: true,
+                    ..Caller::default()
+                });
+            }
+        };
         let gone = claims.by == By::Htpasswd
             && !self.people.as_ref().is_some_and(|people| people.know(&claims.sub));
         if gone {
@@ -277,7 +306,8 @@ impl Doors {
             actor: Actor { user, groups: Vec::new() },
             by: Some(claims.by),
             login: self.keys.open(&claims)?,
-            claims: Some(claims),
+            access: Some(claims.access),
+            by_token: true,
             shown: true,
         })
     }
@@ -301,8 +331,8 @@ impl Doors {
     pub fn allow(&self, caller: &Caller, target: &Target, act: Act) -> Result<()> {
         let names = spellings(target);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        if let Some(claims) = &caller.claims
-            && !claims.open_for(&names, act.as_str())
+        if let Some(access) = &caller.access
+            && !opens(access, &names, act.as_str())
         {
             return Err(Error::new(
                 Kind::Unauthorized,
@@ -371,7 +401,7 @@ impl Doors {
     /// # Errors
     /// `Denied` where a token is shown to get another one, which would make it live for ever.
     pub fn grant(&self, caller: &Caller, asked: Asked) -> Result<Answer> {
-        if caller.claims.is_some() {
+        if caller.by_token {
             return Err(Error::new(Kind::Denied, "a token does not open the token service"));
         }
         let now = now();

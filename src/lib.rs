@@ -85,6 +85,8 @@ pub mod certificates;
 
 pub mod people;
 
+pub mod issuer;
+
 pub mod rights;
 
 // Shell: sockets, answers, commands.

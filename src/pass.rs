@@ -239,15 +239,13 @@ impl Keys {
     }
 }
 
-impl Claims {
-    /// Whether the token opens a repository for an action; `names` are its spellings.
-    pub fn open_for(&self, names: &[&str], action: &str) -> bool {
-        self.access.iter().any(|access| {
-            access.kind == "repository"
-                && names.contains(&access.name.as_str())
-                && access.actions.iter().any(|one| one == action || one == "*")
-        })
-    }
+/// Whether a token's list opens a repository for an action; `names` are its spellings.
+pub fn opens(list: &[Access], names: &[&str], action: &str) -> bool {
+    list.iter().any(|access| {
+        access.kind == "repository"
+            && names.contains(&access.name.as_str())
+            && access.actions.iter().any(|one| one == action || one == "*")
+    })
 }
 
 fn broken(what: &str) -> Error {
@@ -293,8 +291,9 @@ mod tests {
         let token = issue(&keys, 300);
         assert!(!token.contains("alice") && !token.contains("hunter2"));
         let claims = keys.read(&token, NOW + 299).unwrap();
-        assert!(claims.open_for(&["x", "a/b"], "pull"));
-        assert!(!claims.open_for(&["a/b"], "push") && !claims.open_for(&["a"], "pull"));
+        let open = |names: &[&str], action| opens(&claims.access, names, action);
+        assert!(open(&["x", "a/b"], "pull"));
+        assert!(!open(&["a/b"], "push") && !open(&["a"], "pull"));
         let login = keys.open(&claims).unwrap().unwrap();
         assert_eq!((login.username.as_str(), login.password.as_str()), ("alice", "hunter2:x"));
         assert!(!format!("{login:?} {claims:?}").contains("hunter2"));

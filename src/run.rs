@@ -160,9 +160,10 @@ struct Watched {
 
 impl Watched {
     async fn reload(&self, force: bool) {
-        let (certificates, people) =
-            (self.certificates.clone(), self.mirror.doors.people().cloned());
-        if certificates.is_empty() && people.is_none() {
+        let doors = &self.mirror.doors;
+        let (people, issuer) = (doors.people().cloned(), doors.issuer().cloned());
+        let certificates = self.certificates.clone();
+        if certificates.is_empty() && people.is_none() && issuer.is_none() {
             return;
         }
         let read = move || {
@@ -176,6 +177,9 @@ impl Watched {
             }
             if let Some(people) = people {
                 tell("users", people.reload(force));
+            }
+            if let Some(issuer) = issuer {
+                tell("keys", issuer.reload(force));
             }
         };
         let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime

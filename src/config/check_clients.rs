@@ -3,7 +3,7 @@
 use super::check::{Checker, path};
 use super::clients::{Clients, Tls};
 use super::de::nearest;
-use super::{Auth, Config, hosts, htpasswd, tls};
+use super::{Auth, Config, hosts, htpasswd, jwks, tls};
 
 /// The shortest key that is as strong as the signatures it makes.
 const TOKEN_KEY_BYTES_MIN: usize = 32;
@@ -67,6 +67,11 @@ impl Checker<'_> {
             && let Err(why) = htpasswd::load(file)
         {
             self.fault(&[path(["clients", "htpasswd"])], &why);
+        }
+        if let Some(jwt) = &clients.jwt
+            && let Err(why) = jwks::load(&jwt.jwks)
+        {
+            self.fault(&[path(["clients", "jwt", "jwks"])], &why);
         }
         if let Some(key) = &clients.token_key {
             let at = [path(["clients", "token_key"])];

@@ -22,6 +22,7 @@ mod defaults;
 mod fault;
 mod hosts;
 pub mod htpasswd;
+pub mod jwks;
 mod layers;
 mod load;
 mod read;

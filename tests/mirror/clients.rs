@@ -319,3 +319,40 @@ async fn an_address_serves_only_what_it_is_for() {
     let head = mirror.ask(Method::HEAD, "/v2/").answer().await;
     assert_eq!(head.status, 200);
 }
+
+#[tokio::test]
+async fn tokens_of_somebody_elses_service_are_believed_by_its_keys() {
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    let upstream = Upstream::start().await;
+    upstream.push("secret/app", "v1", &image::oci(1).build());
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a seed");
+    let setup = before(&upstream);
+    let keys = setup.folder().join("keys.json");
+    let x = URL_SAFE_NO_PAD.encode(pair.public_key());
+    let document = format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k","x":"{x}"}}]}}"#);
+    std::fs::write(&keys, document).expect("the temporary folder takes a file");
+    let jwt = format!("jwt: {{jwks: {}, issuer: them, audience: mirror}}", keys.display());
+    let mirror = setup.raw(&format!("clients:\n  {jwt}{RULES}")).start().await;
+    let token = |audience: &str, sub: &str, groups: &str| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.expect("a clock").as_secs();
+        let claims = format!(
+            r#"{{"iss":"them","aud":"{audience}","sub":"{sub}","groups":{groups},"iat":{now},"exp":{}}}"#,
+            now + 60
+        );
+        let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let body = format!("{}.{}", encode(r#"{"alg":"EdDSA","kid":"k"}"#), encode(&claims));
+        format!("Bearer {body}.{}", URL_SAFE_NO_PAD.encode(pair.sign(body.as_bytes())))
+    };
+    for (token, status) in [
+        (token("mirror", "ci", "[]"), 200),
+        (token("mirror", "somebody", r#"["builders"]"#), 200),
+        (token("mirror", "somebody", "[]"), 403),
+        (token("other", "ci", "[]"), 401),
+    ] {
+        let ask = mirror.get("/v2/secret/app/manifests/v1").header("authorization", &token);
+        assert_eq!(ask.answer().await.status, status, "{token}");
+        let another = mirror.get("/token").header("authorization", &token).answer().await;
+        assert!(another.status >= 400, "a token makes no other token");
+    }
+}
