@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -9,6 +11,7 @@ use crate::support::fault::{Fault, Gate};
 use crate::support::image;
 use crate::support::mirror::{before, until};
 use crate::support::record::On;
+use crate::support::secure::{Authority, request};
 use crate::support::soon;
 use crate::support::upstream::Upstream;
 
@@ -109,4 +112,61 @@ async fn a_pull_beside_clients_that_hang_is_not_held_up() {
     println!("a pull beside 600 that hang: median {:?}, worst {:?}", took[10], took[19]);
     assert!(took[10] < Duration::from_millis(50), "{took:?}");
     drop(hanging);
+}
+
+#[tokio::test]
+async fn a_flood_of_resets_harms_nobody_else() {
+    let (upstream, authority) = (Upstream::start().await, Authority::new());
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    let setup = before(&upstream).with("tag_ttl: 1h");
+    let pair = authority.issue(setup.folder(), "mirror", &["localhost"]);
+    let listen = format!(
+        "[{{address: '127.0.0.1:0', tls: {{cert: {}, key: {}}}}}]",
+        pair.cert.display(),
+        pair.key.display()
+    );
+    let mirror = setup.listen(&listen).start().await;
+    let client = authority.client(None, &["h2"]);
+    let old = authority.client(None, &["http/1.1"]);
+    let path = "/v2/team/app/manifests/v1";
+    assert_eq!(client.get_h2(mirror.address(), path).await.expect("an answer").0, 200);
+    let mut floods = Vec::new();
+    for _ in 0..4 {
+        let (client, address) = (client.clone(), mirror.address());
+        floods.push(tokio::spawn(async move {
+            let stream = client.connect(address, "localhost").await.expect("a handshake");
+            let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+            let (mut sender, connection) = shaken.expect("a connection");
+            let connection = tokio::spawn(connection);
+            for _ in 0..2000 {
+                let mut request = request(address, path, &[]);
+                *request.uri_mut() = format!("https://{address}{path}").parse().expect("a URL");
+                request.headers_mut().remove("host");
+                // Begun and dropped at once: a reset for each.
+                let begun = sender.send_request(request);
+                if futures_util::poll!(std::pin::pin!(begun)).is_ready() {
+                    return; // the mirror has ended the connection
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(connection);
+        }));
+    }
+    let mut took: Vec<Duration> = Vec::new();
+    for _ in 0..20 {
+        let began = Instant::now();
+        let (status, body) = old.get(mirror.address(), path, &[]).await.expect("an answer");
+        assert!(status == 200 && body == image.manifest.bytes);
+        took.push(began.elapsed());
+    }
+    took.sort();
+    println!(
+        "a pull with a handshake beside four floods: median {:?}, worst {:?}",
+        took[10], took[19]
+    );
+    for flood in floods {
+        soon("the end of a flood", flood).await.expect("no panic");
+    }
+    assert_eq!(client.get_h2(mirror.address(), path).await.expect("an answer").0, 200);
 }
