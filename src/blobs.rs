@@ -66,7 +66,7 @@ impl Blobs {
             return self.size(upstream, place, digest).await.map(Blob::Size);
         }
         if elsewhere {
-            self.prove(upstream, place, digest).await?;
+            self.prove_or_excuse(upstream, place, digest).await?;
             if let Some(content) = self.held_blob(digest).await {
                 return Ok(Blob::Held(content));
             }
@@ -113,6 +113,22 @@ impl Blobs {
             return self.store.find(digest).await.ok()?;
         }
         Some(content)
+    }
+
+    /// A proof, or where the upstream cannot give one, that it has shown the content to anyone: then
+    /// an outage is no reason to withhold it.
+    async fn prove_or_excuse(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: Digest,
+    ) -> Result<()> {
+        match self.prove(upstream, place, digest).await {
+            Err(error) if error.is_outage() && upstream.is_anonymous() => {
+                self.store.link(&place.anyones(), &digest).await.map(|_| ()).ok_or(error)
+            }
+            proof => proof,
+        }
     }
 
     /// Asks the upstream for one byte of a digest under a repository. The bytes may be held for

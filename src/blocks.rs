@@ -23,7 +23,7 @@ const STRETCH_BYTES: u64 = 4 * 1024 * 1024;
 const MAGIC: &[u8; 4] = b"PHS1";
 
 /// The checksums of content, as they grow.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summing {
     sums: Vec<u32>,
     block: crc32fast::Hasher,

@@ -10,8 +10,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;
+use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
-use crate::{demo, run, telemetry};
+use crate::{demo, order, run, telemetry};
 
 /// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
 const BAD_CONFIGURATION: u8 = 64;
@@ -58,6 +59,23 @@ enum Command {
         /// Write containerd's `hosts.toml` files below this folder instead of printing them.
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
+        /// Take away the files that `--write` has written below this folder.
+        #[arg(long, value_name = "DIR", conflicts_with = "write")]
+        remove: Option<PathBuf>,
+    },
+    /// Remove hosted content that no tag and no referrer holds.
+    Gc {
+        #[command(flatten)]
+        file: File,
+        /// Only tell what would go, and why.
+        #[arg(long)]
+        dry_run: bool,
+        /// How long nobody must have had a use for it, instead of the configured `gc_grace`.
+        #[arg(long, value_name = "TIME")]
+        grace: Option<String>,
+        /// Print the result as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Pull a sample image twice through a mirror, with an upstream that needs no network.
     Demo {
@@ -126,9 +144,11 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve { file, overrides } => serve(&file, overrides),
         Command::Check { file, json } => check(&file, json),
         Command::Config { what } => config_command(&what),
-        Command::Client { client, file, listen, write } => {
+        Command::Client { remove: Some(folder), .. } => remove_client(&folder),
+        Command::Client { client, file, listen, write, remove: None } => {
             print_client(client, &file, listen, write.as_deref())
         }
+        Command::Gc { file, dry_run, grace, json } => gc(&file, dry_run, grace.as_deref(), json),
         Command::Demo { json } => demo(json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pierhead", &mut std::io::stdout());
@@ -164,6 +184,7 @@ fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
         Err(error) => return failed(&error),
     };
     let outcome = runtime.block_on(serve_until_told(&loaded.config));
+    telemetry::flush();
     // Fills that nobody waits for end here; what they have is resumed by the next start.
     runtime.shutdown_background();
     match outcome {
@@ -281,17 +302,7 @@ fn print_client(
             eprintln!("error: --write goes with containerd only");
             return ExitCode::from(2);
         }
-        return match mirror.write_containerd(folder) {
-            Ok(paths) => {
-                for path in paths {
-                    println!("{}", path.display());
-                }
-                ExitCode::SUCCESS
-            }
-            Err(e) => failed(
-                &anyhow::Error::new(e).context(format!("cannot write below {}", folder.display())),
-            ),
-        };
+        return list(mirror.write_containerd(folder), "write", folder);
     }
     print!(
         "{}",
@@ -304,6 +315,50 @@ fn print_client(
         }
     );
     ExitCode::SUCCESS
+}
+
+/// Needs no configuration: it runs where the mirror has gone.
+fn remove_client(folder: &Path) -> ExitCode {
+    list(client::remove_containerd(folder), "remove", folder)
+}
+
+fn list(paths: std::io::Result<Vec<PathBuf>>, what: &str, folder: &Path) -> ExitCode {
+    match paths {
+        Ok(paths) => {
+            for path in paths {
+                println!("{}", path.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(e) => failed(
+            &anyhow::Error::new(e).context(format!("cannot {what} below {}", folder.display())),
+        ),
+    }
+}
+
+fn gc(file: &File, dry_run: bool, grace: Option<&str>, json: bool) -> ExitCode {
+    let loaded = match load(file, &Overrides::default()) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let grace = match grace.map(Span::parse).transpose() {
+        Ok(grace) => grace,
+        Err(error) => {
+            eprintln!("error: --grace: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = runtime(1).and_then(|runtime| {
+        let report = runtime.block_on(order::collect(&loaded.config, dry_run, grace))?;
+        if json { Ok(format!("{report:#}\n")) } else { order::in_words(&report) }
+    });
+    match outcome {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
 }
 
 fn demo(json: bool) -> ExitCode {

@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 
+/// The first line of the files that we may take away again.
+const MARK: &str = "# written by pierhead";
+
+/// Where a file of somebody else's waits meanwhile.
+const ASIDE: &str = "hosts.toml.before-pierhead";
+
 /// A mirror as its clients see it.
 #[derive(Debug)]
 pub struct Mirror<'a> {
@@ -60,7 +66,8 @@ impl<'a> Mirror<'a> {
         )
     }
 
-    /// Writes one `hosts.toml` for each upstream below a folder such as `/etc/containerd/certs.d`.
+    /// Writes one `hosts.toml` for each upstream below a folder such as `/etc/containerd/certs.d`. A
+    /// file of somebody else's is set aside, to be put back by `remove_containerd`.
     ///
     /// # Errors
     /// What the file system says.
@@ -71,7 +78,13 @@ impl<'a> Mirror<'a> {
             let folder = folder.join(name);
             std::fs::create_dir_all(&folder)?;
             let path = folder.join("hosts.toml");
-            std::fs::write(&path, self.containerd(name))?;
+            if path.exists() && !is_ours(&path)? {
+                std::fs::rename(&path, folder.join(ASIDE))?;
+            }
+            // Staged, since containerd reads it anew for each pull.
+            let stage = folder.join(".hosts.toml.new");
+            std::fs::write(&stage, format!("{MARK}\n{}", self.containerd(name)))?;
+            std::fs::rename(&stage, &path)?;
             written.push(path);
         }
         Ok(written)
@@ -121,11 +134,43 @@ impl<'a> Mirror<'a> {
     }
 }
 
+/// Takes away what `write_containerd` has written below a folder, and puts back what it set aside.
+///
+/// # Errors
+/// What the file system says.
+#[expect(clippy::disallowed_methods, reason = "removing these files is what the command is for")]
+pub fn remove_containerd(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let folder = entry?.path();
+        let path = folder.join("hosts.toml");
+        if !path.is_file() || !is_ours(&path)? {
+            continue;
+        }
+        let aside = folder.join(ASIDE);
+        if aside.exists() {
+            std::fs::rename(aside, &path)?;
+        } else {
+            std::fs::remove_file(&path)?;
+            let _ = std::fs::remove_dir(&folder); // it stays where something else is in it
+        }
+        removed.push(path);
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a look at a file of a few lines")]
+fn is_ours(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::read_to_string(path)?.starts_with(MARK))
+}
+
 fn pretty(json: &serde_json::Value) -> String {
     serde_json::to_string_pretty(json).unwrap_or_default() + "\n"
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests look into files; they serve nobody meanwhile")]
 mod tests {
     use super::*;
 
@@ -142,11 +187,22 @@ mod tests {
     }
 
     #[test]
-    fn one_file_is_written_for_each_upstream() {
+    fn what_is_written_is_taken_away_and_what_was_there_comes_back() {
         let config = Config::default();
         let folder = tempfile::tempdir().unwrap();
-        let written = Mirror::new(&config, None).write_containerd(folder.path()).unwrap();
-        assert_eq!(written.len(), config.upstreams.len());
-        assert!(folder.path().join("ghcr.io/hosts.toml").exists());
+        let theirs = folder.path().join("quay.io/hosts.toml");
+        std::fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        std::fs::write(&theirs, "server = \"x\"\n").unwrap();
+        let mirror = Mirror::new(&config, None);
+        for _ in 0..2 {
+            let written = mirror.write_containerd(folder.path()).unwrap();
+            assert_eq!(written.len(), config.upstreams.len());
+        }
+        assert!(is_ours(&theirs).unwrap());
+        let removed = remove_containerd(folder.path()).unwrap();
+        assert_eq!(removed.len(), config.upstreams.len());
+        assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "server = \"x\"\n");
+        assert!(!folder.path().join("ghcr.io").exists());
+        assert_eq!(remove_containerd(folder.path()).unwrap().len(), 0);
     }
 }

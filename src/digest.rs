@@ -25,6 +25,11 @@ impl Algorithm {
         }
     }
 
+    /// The algorithm behind a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Sha256, Self::Sha512].into_iter().find(|a| a.as_str() == word)
+    }
+
     /// Length of the digest in bytes.
     fn len(self) -> usize {
         match self {
@@ -102,6 +107,11 @@ impl Digest {
     /// Which algorithm proves this digest.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
+    }
+
+    /// The first half of a sha256, which is enough to tell contents apart in a set in memory.
+    pub fn short(&self) -> u128 {
+        self.bytes[..16].iter().fold(0, |n, b| n << 8 | u128::from(*b))
     }
 
     /// The part behind the colon.

@@ -1,7 +1,8 @@
 //! The cache folder, format 1. The file system is the truth: there is no index to lose.
 //!
-//! Whatever is kept is staged under `fills/`, synced, renamed, and its folder synced. Everything
-//! here blocks and belongs on a blocking thread.
+//! Whatever is kept is staged under `fills/` and renamed. Large content is synced before that, and its
+//! folder after; small files a moment later, since they are checked whenever they are read.
+//! Everything here blocks and belongs on a blocking thread.
 
 #![expect(clippy::disallowed_methods, reason = "this is the room that touches the file system")]
 
@@ -10,6 +11,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -24,6 +27,8 @@ pub struct Disk {
     /// Held for as long as we live, so that a second Pierhead on the folder is refused.
     _lock: File,
     staged: AtomicU64,
+    /// Small files that are still to be synced.
+    unsynced: Mutex<Vec<PathBuf>>,
 }
 
 /// Why a folder cannot be used; one sentence each.
@@ -73,7 +78,12 @@ impl Disk {
             Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(root.to_owned())),
             Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
         }
-        let disk = Self { root: root.to_owned(), _lock: lock, staged: AtomicU64::new(0) };
+        let disk = Self {
+            root: root.to_owned(),
+            _lock: lock,
+            staged: AtomicU64::new(0),
+            unsynced: Mutex::default(),
+        };
         for folder in ["blobs", "fills", "repos"] {
             fs::create_dir_all(root.join(folder)).map_err(unusable)?;
         }
@@ -105,6 +115,11 @@ impl Disk {
         fs::remove_file(path)
     }
 
+    /// The folder itself, for the rooms that keep files of their own in it.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where a digest's content lies.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
@@ -126,7 +141,7 @@ impl Disk {
     /// # Errors
     /// What the file system says; nothing half-written is left.
     pub fn put_blob(&self, digest: &Digest, content: &[u8]) -> io::Result<()> {
-        self.put(&self.blob_path(digest), content)
+        self.put_soon(&self.blob_path(digest), content)
     }
 
     /// Sets content aside that does not have its digest, so that it is fetched again and can be
@@ -284,7 +299,7 @@ impl Disk {
         tag: &Tag,
         record: &[u8],
     ) -> io::Result<()> {
-        self.put(&self.tag_path(upstream, repository, tag), record)
+        self.put_soon(&self.tag_path(upstream, repository, tag), record)
     }
 
     /// Removes the record of a tag.
@@ -319,7 +334,7 @@ impl Disk {
         digest: &Digest,
         record: &[u8],
     ) -> io::Result<()> {
-        self.put(&self.link_path(upstream, repository, digest), record)
+        self.put_soon(&self.link_path(upstream, repository, digest), record)
     }
 
     fn repository_path(&self, upstream: &str, repository: &Repository) -> PathBuf {
@@ -347,7 +362,10 @@ impl Disk {
     }
 
     /// Writes a small file as a whole or not at all.
-    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the file system says; the file is as it was.
+    pub fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let stage = self.stage_name();
         let write = || {
             let mut file = File::create_new(&stage)?;
@@ -359,19 +377,56 @@ impl Disk {
             let _ = fs::remove_file(&stage); // the error that counts is the first one
         })
     }
+
+    /// Writes a small file as a whole or not at all, and has it synced a moment later, by `sync`:
+    /// what an upstream can be asked for again, and is checked when it is read, nobody has to wait
+    /// for. kill -9 loses nothing of it, a power loss at worst what is half a second old.
+    fn put_soon(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let stage = self.stage_name();
+        let write = || {
+            File::create_new(&stage)?.write_all(content)?;
+            rename(&stage, path)
+        };
+        write().inspect_err(|_| {
+            let _ = fs::remove_file(&stage); // the error that counts is the first one
+        })?;
+        self.unsynced.lock().push(path.to_owned());
+        Ok(())
+    }
+
+    /// Syncs the small files written since the last call, and their folders.
+    pub fn sync(&self) {
+        let paths = std::mem::take(&mut *self.unsynced.lock());
+        let mut folders: Vec<&Path> = paths.iter().filter_map(|p| p.parent()).collect();
+        folders.sort_unstable();
+        folders.dedup();
+        // What has been replaced or removed meanwhile needs no sync.
+        for path in paths.iter().map(PathBuf::as_path).chain(folders) {
+            if let Err(error) = File::open(path).and_then(|f| f.sync_all())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, path = %path.display(), "cannot sync");
+            }
+        }
+    }
 }
 
 /// Renames and syncs the folder, so that the new name survives a power loss.
 fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
+    rename(from, to)?;
+    File::open(to.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
+}
+
+/// Renames, and makes the folder where it is not there.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let folder = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    if let Err(e) = fs::rename(from, to) {
-        if e.kind() != io::ErrorKind::NotFound || folder.exists() {
-            return Err(e);
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !folder.exists() => {
+            create_synced(folder)?;
+            fs::rename(from, to)
         }
-        create_synced(folder)?;
-        fs::rename(from, to)?;
+        renamed => renamed,
     }
-    File::open(folder)?.sync_all()
 }
 
 /// Makes a folder and syncs each one that has got a new entry.
@@ -400,7 +455,24 @@ fn folder(path: &Path, strangers: &mut usize) -> io::Result<Vec<io::Result<fs::D
     }
 }
 
-fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// Removes a file, so that it stays gone after a power loss. `false`: it was not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove_synced(path: &Path) -> io::Result<bool> {
+    if found(fs::remove_file(path))?.is_none() {
+        return Ok(false);
+    }
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    File::open(folder)?.sync_all()?;
+    Ok(true)
+}
+
+/// `None` for what is not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

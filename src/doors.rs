@@ -22,7 +22,7 @@ use crate::pass::{Access, By, Grant, Keys, Login, SERVICE, opens};
 use crate::people::People;
 use crate::respond::{Answer, Body};
 use crate::rights::Asker;
-use crate::route::Target;
+use crate::route::{Action, Push, Start, Target};
 use crate::rules::{Actor, Rules, qualified};
 use crate::scope::{Asked, Password, basic, lawful};
 
@@ -339,7 +339,8 @@ impl Doors {
                 format!("the token does not open {} to {}", names[0], act.as_str()),
             ));
         }
-        let name = qualified(Some(&target.upstream), target.repository.as_str());
+        let upstream = (!target.is_hosted()).then_some(&*target.upstream);
+        let name = qualified(upstream, target.repository.as_str());
         if self.rules.permit(&caller.actor, act, &name) {
             return Ok(());
         }
@@ -356,6 +357,39 @@ impl Doors {
                 ),
             )),
         }
+    }
+
+    /// Whether someone may see which repositories there are: those of others are among them.
+    ///
+    /// # Errors
+    /// `Unauthorized` or `Denied` where rules are in force and he may not administer.
+    pub fn list(&self, caller: &Caller) -> Result<()> {
+        let all =
+            self.rules.are_absent() || self.rules.permit(&caller.actor, Act::Admin, "_catalog");
+        if all {
+            return Ok(());
+        }
+        let kind = if caller.actor.user.is_some() { Kind::Denied } else { Kind::Unauthorized };
+        Err(Error::new(kind, "the list of all repositories is for those who may administer"))
+    }
+
+    /// The same action, without a mount from where the caller may not read: what is not readable is
+    /// not there, and the upload begins as if it were not.
+    pub fn lawful(&self, caller: &Caller, action: &Action) -> Action {
+        let Action::Push(Push::Start(start)) = action else { return action.clone() };
+        let may = match &start.mount {
+            Some((_, Some(from))) => self.may_take(caller, from.as_str()),
+            // Wherever it may be: in a repository that others alone may read, too.
+            Some((_, None)) => self.rules.are_absent(),
+            None => true,
+        };
+        let mount = start.mount.clone().filter(|_| may);
+        Action::Push(Push::Start(Start { mount, ..start.clone() }))
+    }
+
+    fn may_take(&self, caller: &Caller, from: &str) -> bool {
+        let opened = caller.access.as_ref().is_none_or(|list| opens(list, &[from], "pull"));
+        opened && self.rules.permit(&caller.actor, Act::Pull, from)
     }
 
     /// The one challenge: the same realm and service whatever is asked for.

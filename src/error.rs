@@ -45,6 +45,14 @@ pub enum Kind {
     ManifestInvalid,
     /// No such blob.
     BlobUnknown,
+    /// A manifest that is pushed and names content which its repository does not have.
+    ManifestBlobUnknown,
+    /// No such upload, or somebody else's.
+    BlobUploadUnknown,
+    /// A length that is not the announced one.
+    SizeInvalid,
+    /// A body larger than what is taken.
+    TooLarge,
     /// A range that cannot be met.
     RangeInvalid,
     /// A page size or position that makes no sense.
@@ -63,10 +71,14 @@ pub enum Kind {
     TooManyRequests,
     /// The upstream cannot be reached, or answers with 5xx, and nothing is held.
     Unavailable,
+    /// The mirror's own login for the upstream cannot be had: a helper, a file or a cloud fails.
+    NoLogin,
     /// The upstream answered with something that cannot be used.
     BadUpstream,
     /// The mirror cannot keep this: its disk is full or fails. Those who wait go on without it.
     DiskFailed,
+    /// The disk is full.
+    StorageFull,
     /// The mirror failed.
     Internal,
 }
@@ -83,6 +95,10 @@ impl Kind {
             Self::ManifestUnknown => ("MANIFEST_UNKNOWN", StatusCode::NOT_FOUND),
             Self::ManifestInvalid => ("MANIFEST_INVALID", StatusCode::BAD_REQUEST),
             Self::BlobUnknown => ("BLOB_UNKNOWN", StatusCode::NOT_FOUND),
+            Self::ManifestBlobUnknown => ("MANIFEST_BLOB_UNKNOWN", StatusCode::BAD_REQUEST),
+            Self::BlobUploadUnknown => ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND),
+            Self::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST),
+            Self::TooLarge => ("SIZE_INVALID", StatusCode::PAYLOAD_TOO_LARGE),
             Self::RangeInvalid => ("RANGE_INVALID", StatusCode::RANGE_NOT_SATISFIABLE),
             Self::PaginationInvalid => ("PAGINATION_NUMBER_INVALID", StatusCode::BAD_REQUEST),
             Self::BadRequest => ("UNSUPPORTED", StatusCode::BAD_REQUEST),
@@ -91,8 +107,9 @@ impl Kind {
             Self::Unauthorized => ("UNAUTHORIZED", StatusCode::UNAUTHORIZED),
             Self::Denied => ("DENIED", StatusCode::FORBIDDEN),
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
-            Self::Unavailable => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
+            Self::Unavailable | Self::NoLogin => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),
             Self::BadUpstream => ("UNKNOWN", StatusCode::BAD_GATEWAY),
+            Self::StorageFull => ("UNAVAILABLE", StatusCode::INSUFFICIENT_STORAGE),
             Self::DiskFailed | Self::Internal => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -101,7 +118,7 @@ impl Kind {
     pub fn retry_after(self) -> Option<Duration> {
         match self {
             Self::TooManyRequests => Some(RETRY_AFTER_LIMIT),
-            Self::Unavailable => Some(RETRY_AFTER_OUTAGE),
+            Self::Unavailable | Self::NoLogin => Some(RETRY_AFTER_OUTAGE),
             _ => None,
         }
     }
@@ -109,8 +126,10 @@ impl Kind {
     /// Whose fault it is.
     pub fn fault(self) -> Fault {
         match self {
-            Self::TooManyRequests | Self::Unavailable | Self::BadUpstream => Fault::Upstream,
-            Self::DiskFailed | Self::Internal => Fault::Mirror,
+            Self::TooManyRequests | Self::Unavailable | Self::NoLogin | Self::BadUpstream => {
+                Fault::Upstream
+            }
+            Self::DiskFailed | Self::StorageFull | Self::Internal => Fault::Mirror,
             _ => Fault::Client,
         }
     }

@@ -91,19 +91,23 @@ impl Task {
 
     /// Whether another fill has ended between the look for the content and this one's start.
     async fn is_held_after_all(&self) -> bool {
-        let Ok(Some(store::Content::Large(large))) = self.fills.store.find(self.fill.digest).await
-        else {
+        let digest = self.fill.digest;
+        if !matches!(self.fills.store.find(digest).await, Ok(Some(_))) {
             return false;
-        };
-        let set = self
-            .fill
-            .file
-            .set(Arc::clone(&large.file))
-            .and(self.fill.kept.set(Arc::clone(&large)).map_err(|l| Arc::clone(&l.file)));
-        if set.is_ok() {
-            self.verified(large.size);
         }
-        set.is_ok()
+        let opened = self
+            .fills
+            .store
+            .blocking(move |s| {
+                let Some(file) = s.disk().open_blob(&digest)? else { return Ok(None) };
+                let size = file.metadata()?.len();
+                Ok(Some((file, size)))
+            })
+            .await;
+        let Ok(Some((file, size))) = opened else { return false };
+        let _ = self.fill.file.set(Arc::new(file)); // set here or in `open`, never both
+        self.verified(size);
+        true
     }
 
     fn verified(&self, size: u64) {
@@ -241,7 +245,11 @@ impl Task {
                 self.bad(&format!("says the blob has {total} bytes, and said {told} before"))
             );
         }
-        self.fills.store.set_link(&self.fill.place, &self.fill.digest, Link::default()).await;
+        let (store, place) = (&self.fills.store, &self.fill.place);
+        store.set_link(place, &self.fill.digest, Link::default()).await;
+        if self.fill.upstream.is_anonymous() {
+            store.set_link(&place.anyones(), &self.fill.digest, Link::default()).await;
+        }
         let size = total.or(told);
         if told.is_none()
             && let Some(size) = size
@@ -300,7 +308,11 @@ impl Ending<'_> {
     }
 
     fn end(task: &Task, outcome: Result<()>) {
-        if outcome.as_ref().is_err_and(|e| e.kind() != Kind::Unavailable) || task.is_empty() {
+        // What has come is worth resuming, unless it may be wrong.
+        let broke = |e: &Error| {
+            matches!(e.kind(), Kind::Unavailable | Kind::TooManyRequests | Kind::NoLogin)
+        };
+        if outcome.as_ref().is_err_and(|e| !broke(e)) || task.is_empty() {
             task.drop_file();
         }
         task.fills.under_way.lock().remove(&task.fill.digest);

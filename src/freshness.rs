@@ -28,6 +28,12 @@ pub fn may_stand_in(error: &Error) -> bool {
     error.is_outage()
 }
 
+/// Whether a tag may move to what it was first seen to be at `seen`; until then its previous digest
+/// stays. From a clock that was set back, not for longer than the cooldown from then on.
+pub fn may_move(seen: SystemTime, cooldown: Duration, now: SystemTime) -> bool {
+    now.duration_since(seen).unwrap_or_default() >= cooldown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +47,14 @@ mod tests {
         assert_eq!(judge(t0, ttl, t0 + Duration::from_secs(60)), Freshness::Stale);
         assert_eq!(judge(t0, ttl, t0 - Duration::from_secs(1)), Freshness::Stale);
         assert_eq!(judge(t0, Duration::ZERO, t0), Freshness::Stale);
+    }
+
+    #[test]
+    fn a_tag_moves_when_its_cooldown_is_over() {
+        let (seen, day) = (SystemTime::UNIX_EPOCH, Duration::from_secs(86_400));
+        assert!(!may_move(seen, day, seen + day - Duration::from_secs(1)));
+        assert!(may_move(seen, day, seen + day));
+        assert!(may_move(seen, Duration::ZERO, seen));
     }
 
     #[test]

@@ -212,7 +212,7 @@ mod tests {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random)
                 .unwrap();
         let key = Key::P256(pair.public_key().as_ref().to_vec());
-        let issuer = super::tests::issuer(vec![Named { id: None, key }]);
+        let issuer = self::issuer(vec![Named { id: None, key }]);
         let body = body(r#"{"alg":"ES256"}"#, |_| {});
         let tag = pair.sign(&random, body.as_bytes()).unwrap();
         let token = format!("{body}.{}", URL_SAFE_NO_PAD.encode(tag));

@@ -14,6 +14,7 @@ use crate::blocks::Large;
 use crate::config::units::Free;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::held::Held;
 use crate::index::{self, Index};
 use crate::metrics::Metrics;
 
@@ -85,6 +86,8 @@ pub struct Keeper {
     /// Whether the last write failed; for `/readyz`.
     trouble: AtomicBool,
     metrics: Arc<Metrics>,
+    /// Which content is hosted: it is not ours to remove.
+    pub held: Held,
 }
 
 /// Room that a fill has taken; given back when dropped.
@@ -104,6 +107,7 @@ impl Keeper {
         large: Cache<Digest, Arc<Large>>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
         Self {
             disk,
             bounds,
@@ -115,6 +119,7 @@ impl Keeper {
             large,
             trouble: AtomicBool::new(false),
             metrics,
+            held: Held::default(),
         }
     }
 
@@ -236,11 +241,21 @@ impl Keeper {
         self.delete(digest, reason)
     }
 
-    /// Deletes one object, whoever reads it: readers keep what they have open.
+    /// Deletes one object, whoever reads it: readers keep what they have open. Hosted content stays.
     pub fn delete(&self, digest: &Digest, reason: Reason) -> bool {
+        let Some(removed) = self.held.unless_hosted(digest, || self.disk.remove_blob(digest))
+        else {
+            let mut index = self.index.lock();
+            if self.held.is_learning() {
+                index.touch(digest, now());
+            } else {
+                index.pin(digest, true); // so that it is not proposed again
+            }
+            return false;
+        };
         self.small.invalidate(digest);
         self.large.invalidate(digest);
-        if let Err(error) = self.disk.remove_blob(digest) {
+        if let Err(error) = removed {
             tracing::warn!(%error, %digest, "cannot remove content");
             self.index.lock().touch(digest, now());
             return false;
@@ -260,6 +275,11 @@ impl Keeper {
         let mut index = self.index.lock();
         index.remove(digest);
         self.report(&index);
+    }
+
+    /// Closes the files of what has left: until then the disk does not get its room back.
+    pub fn close_gone(&self) {
+        self.large.run_pending_tasks();
     }
 
     fn last_use(&self, digest: &Digest) -> u32 {
@@ -370,6 +390,11 @@ impl Lease {
         let alone =
             || self.keeper.reserved.load(Ordering::Relaxed) == self.bytes && self.keeper.has_free();
         self.keeper.make_room() || alone()
+    }
+
+    /// Who gave it.
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
     }
 
     /// How much it is.

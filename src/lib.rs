@@ -28,6 +28,8 @@ pub mod range;
 
 pub mod media;
 
+pub mod pushed;
+
 pub mod patterns;
 
 pub mod cache;
@@ -57,6 +59,8 @@ pub mod disk;
 
 pub mod blocks;
 
+pub mod held;
+
 pub mod keeper;
 
 pub mod store;
@@ -73,6 +77,8 @@ pub mod filling;
 
 pub mod upkeep;
 
+pub mod prefetch;
+
 pub mod manifests;
 
 pub mod begun;
@@ -81,7 +87,10 @@ pub mod blobs;
 
 pub mod pages;
 
+pub mod hosted;
+
 pub mod certificates;
+pub mod uploads;
 
 pub mod people;
 
@@ -90,11 +99,22 @@ pub mod issuer;
 pub mod rights;
 
 // Shell: sockets, answers, commands.
+pub mod telemetry;
+
+pub mod hot;
+
 pub mod respond;
+
+pub mod account;
+
+pub mod express;
 
 pub mod answer;
 
+pub mod receive;
+
 pub mod doors;
+pub mod hosting;
 
 pub mod transport;
 
@@ -104,10 +124,10 @@ pub mod admin;
 
 pub mod run;
 
-pub mod telemetry;
-
 pub mod client;
 
 pub mod demo;
+
+pub mod order;
 
 pub mod cli;

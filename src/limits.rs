@@ -34,7 +34,22 @@ pub const RANGES_MAX: usize = 200;
 pub const REFERRER_PAGES_MAX: usize = 20;
 
 /// JSON nesting in a manifest. Real ones need five levels; `serde_json` itself stops at 128.
-pub const MANIFEST_DEPTH_MAX: usize = 32;
+pub const MANIFEST_DEPTH_MAX: usize = 24;
+
+/// Names in one page of tags or of the catalog, however many are asked for: more pages follow.
+pub const PAGE_NAMES_MAX: usize = 10_000;
+
+/// Descriptors in one page of a hosted repository's referrers.
+pub const PAGE_REFERRERS_MAX: usize = 1000;
+
+/// Where a page of referrers ends, as annotations make descriptors large.
+pub const PAGE_REFERRERS_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Tags that one push of a manifest may set. The specification asks for 10 at least.
+pub const PUSHED_TAGS_MAX: usize = 64;
+
+/// Uploads under way whose file and hash are kept open; others are read anew when they go on.
+pub const UPLOADS_OPEN_MAX: usize = 1024;
 
 /// What is kept back of a blob until its digest is known to be right.
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
@@ -52,8 +67,38 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 /// How long an absence (404) is believed. Signing tools ask, create and ask again: seconds only.
 pub const ABSENT_FOR: Duration = Duration::from_secs(3);
 
+/// The same for tags of signatures and the like, which are asked for right after they are made.
+pub const ABSENT_ATTACHED_FOR: Duration = Duration::from_secs(1);
+
 /// The floor of a token's life by the token specification, where the answer names none.
 pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
+
+/// What a credential helper has to answer within, and how much it may say. Helpers ask key chains
+/// and clouds; a client waits for `ANSWER_WITHIN` all in all.
+pub const HELPER_WITHIN: Duration = Duration::from_secs(10);
+/// See [`HELPER_WITHIN`].
+pub const HELPER_BYTES_MAX: u64 = 64 * 1024;
+
+/// How long a helper's answer is believed. The protocol names no end, and access tokens live for an
+/// hour at least; one that is refused earlier is asked for anew at once.
+pub const HELPER_ANSWER_FOR: Duration = Duration::from_secs(600);
+
+/// How long a failure to get a login is believed, so that a storm of pulls does not start a storm
+/// of helpers.
+pub const LOGIN_FAILURE_FOR: Duration = Duration::from_secs(3);
+
+/// How often a held login is dropped because it was refused: it may have ended, or may merely lack
+/// a right, and the latter is no reason to ask a cloud each time.
+pub const LOGIN_DROPPED_EVERY: Duration = Duration::from_secs(30);
+
+/// Where little is left of a limit, how often the upstream is asked all the same to see whether
+/// that is still so, if a `HEAD` does; Docker Hub does not count those.
+pub const BUDGET_LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How long nobody asks an upstream that said 429 without a time; doubles up to the longest.
+pub const LIMIT_PAUSE_FIRST: Duration = Duration::from_secs(2);
+/// See [`LIMIT_PAUSE_FIRST`].
+pub const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Fills under way at once; more wait their turn.
 pub const FILLS_MAX: usize = 128;

@@ -1,5 +1,6 @@
 //! Manifests, by tag and by digest: held, or fetched once for all who want them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,9 +13,10 @@ use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::flight::Flights;
 use crate::freshness::{self, Freshness};
-use crate::limits::{ABSENT_FOR, MANIFEST_BYTES_MAX};
+use crate::limits::{ABSENT_ATTACHED_FOR, ABSENT_FOR, MANIFEST_BYTES_MAX};
 use crate::media::{self, Manifest};
 use crate::name::{Reference, Tag};
+use crate::prefetch::Prefetch;
 use crate::sendfile;
 use crate::store::{Content, Link, Place, Store, TagRecord};
 use crate::upstream::ask::Ask;
@@ -47,10 +49,48 @@ impl Found {
     }
 }
 
+/// What an upstream's tags are taken for.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// How long a tag's answer is believed without asking.
+    pub tag_ttl: Duration,
+    /// How long a tag that has moved keeps its previous digest.
+    pub cooldown: Duration,
+    /// Tags that stand for one digest, whatever the upstream says, by `repository:tag`.
+    pub pins: HashMap<String, Digest>,
+}
+
+impl Terms {
+    fn pin(&self, place: &Place, tag: &Tag) -> Option<Digest> {
+        if self.pins.is_empty() {
+            return None;
+        }
+        self.pins.get(&format!("{}:{tag}", place.repository)).copied()
+    }
+}
+
+/// How long absences are believed.
+struct Absence;
+
+impl moka::Expiry<(Place, Reference), Error> for Absence {
+    fn expire_after_create(
+        &self,
+        (_, reference): &(Place, Reference),
+        _: &Error,
+        _: std::time::Instant,
+    ) -> Option<Duration> {
+        match reference {
+            Reference::Tag(tag) if tag.is_attached() => Some(ABSENT_ATTACHED_FOR),
+            _ => Some(ABSENT_FOR),
+        }
+    }
+}
+
 /// Finds and fetches manifests.
 #[derive(Debug)]
 pub struct Manifests {
     store: Arc<Store>,
+    prefetch: Arc<Prefetch>,
     fetches: Flights<(Place, Digest), Result<Found>>,
     tags: Flights<(Place, Tag, bool), Result<Found>>,
     absent: moka::sync::Cache<(Place, Reference), Error>,
@@ -58,10 +98,10 @@ pub struct Manifests {
 
 impl Manifests {
     /// Manifests over a store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Arc<Store>, prefetch: Arc<Prefetch>) -> Self {
         let absent =
-            moka::sync::Cache::builder().max_capacity(10_000).time_to_live(ABSENT_FOR).build();
-        Self { store, fetches: Flights::new(), tags: Flights::new(), absent }
+            moka::sync::Cache::builder().max_capacity(10_000).expire_after(Absence).build();
+        Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent }
     }
 
     /// A manifest by tag or digest; with `head` its bytes need not be held.
@@ -71,7 +111,7 @@ impl Manifests {
     pub async fn get(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        tag_ttl: Duration,
+        terms: &Arc<Terms>,
         place: &Place,
         reference: &Reference,
         head: bool,
@@ -82,7 +122,10 @@ impl Manifests {
         }
         let found = match reference {
             Reference::Digest(digest) => self.by_digest(upstream, place, *digest).await,
-            Reference::Tag(tag) => self.by_tag(upstream, tag_ttl, place, tag, head).await,
+            Reference::Tag(tag) => match terms.pin(place, tag) {
+                Some(digest) => self.by_digest(upstream, place, digest).await,
+                None => self.by_tag(upstream, terms, place, tag, head).await,
+            },
         };
         if let Err(error) = &found
             && error.is_absence()
@@ -132,23 +175,25 @@ impl Manifests {
     async fn by_tag(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
-        tag_ttl: Duration,
+        terms: &Arc<Terms>,
         place: &Place,
         tag: &Tag,
         head: bool,
     ) -> Result<Found> {
         let record = self.store.tag(place, tag).await;
         if let Some(record) = &record
-            && freshness::judge(record.asked(), tag_ttl, SystemTime::now()) == Freshness::Fresh
+            && freshness::judge(record.asked(), terms.tag_ttl, SystemTime::now())
+                == Freshness::Fresh
             && let Some(found) = self.by_record(upstream, place, record, head).await
         {
             return Ok(found);
         }
         let (me, up, p, t) = (Arc::clone(self), Arc::clone(upstream), place.clone(), tag.clone());
+        let cooldown = terms.cooldown;
         let (found, joined) = self
             .tags
             .run((place.clone(), tag.clone(), head), || async move {
-                me.resolve(&up, &p, &t, record, head).await
+                me.resolve(&up, &p, &t, record, cooldown, head).await
             })
             .await;
         mark(found, joined)
@@ -186,6 +231,7 @@ impl Manifests {
         place: &Place,
         tag: &Tag,
         record: Option<Arc<TagRecord>>,
+        cooldown: Duration,
         head: bool,
     ) -> Result<Found> {
         let held = match &record {
@@ -201,6 +247,12 @@ impl Manifests {
         };
         match fresh {
             Ok(found) => {
+                if let Some(record) = &record
+                    && let Some(previous) =
+                        self.cooling(upstream, place, tag, record, &found, cooldown, head).await
+                {
+                    return Ok(previous);
+                }
                 let record = TagRecord::new(
                     found.digest,
                     found.media_type.to_string(),
@@ -221,6 +273,29 @@ impl Manifests {
                 Err(error)
             }
         }
+    }
+
+    /// The previous digest of a tag that has moved too lately to be believed, where it can be had.
+    #[expect(clippy::too_many_arguments, reason = "one step of `resolve`, which has them all")]
+    async fn cooling(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        tag: &Tag,
+        record: &TagRecord,
+        found: &Found,
+        cooldown: Duration,
+        head: bool,
+    ) -> Option<Found> {
+        let now = SystemTime::now();
+        if found.digest == record.digest
+            || freshness::may_move(record.seen(&found.digest, now), cooldown, now)
+        {
+            return None;
+        }
+        let previous = self.by_record(upstream, place, record, head).await?;
+        self.store.set_tag(place, tag, record.staying(found.digest, now)).await;
+        Some(Found { cache: Cache::Revalidated, ..previous })
     }
 
     /// A `HEAD`, and the manifest by its digest where that is new.
@@ -294,6 +369,7 @@ impl Manifests {
             )));
         }
         let manifest = Manifest::read(&bytes, content_type.as_deref()).map_err(bad)?;
+        self.prefetch.note(place, &manifest);
         self.keep_manifest(place, digest, manifest.media_type.into(), bytes).await
     }
 

@@ -102,6 +102,15 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// The layers of an image, without its config.
+    pub fn layers(&self) -> impl Iterator<Item = &Descriptor> {
+        self.blobs.iter().filter(|d| {
+            !d.media_type.contains("config") && !d.media_type.contains("container.image.v1")
+        })
+    }
+}
+
 impl Raw {
     fn media_type(&self, content_type: Option<&str>) -> Result<String, Error> {
         if self.schema_version == Some(1) {

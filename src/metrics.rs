@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The metrics of one Pierhead.
@@ -33,6 +33,8 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Objects held on disk.
     pub cache_objects: IntGauge,
+    /// Bytes that the disk may hold.
+    pub cache_limit_bytes: IntGauge,
     /// Bytes held in memory.
     pub memory_bytes: IntGauge,
     evictions: IntCounterVec,
@@ -42,6 +44,23 @@ pub struct Metrics {
     auth_decisions: IntCounterVec,
     /// Connections that clients hold open.
     pub connections: IntGauge,
+}
+
+/// The metrics that answers of one kind count in, found once.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    requests: IntCounter,
+    seconds: Histogram,
+    bytes: IntCounter,
+}
+
+impl Counted {
+    /// Accounts for one answer.
+    pub fn served(&self, bytes: u64, took: Duration) {
+        self.requests.inc();
+        self.seconds.observe(took.as_secs_f64());
+        self.bytes.inc_by(bytes);
+    }
 }
 
 /// One answered request, as the access log and the metrics see it.
@@ -132,6 +151,7 @@ impl Metrics {
             fills: counters(r, "fills_total", "Downloads ended, by result.", &["result"])?,
             cache_bytes: gauge(r, "cache_bytes", "Bytes held on disk.")?,
             cache_objects: gauge(r, "cache_objects", "Objects held on disk.")?,
+            cache_limit_bytes: gauge(r, "cache_limit_bytes", "Bytes that the disk may hold.")?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
             evictions: counters(
                 r,
@@ -154,6 +174,13 @@ impl Metrics {
             connections: gauge(r, "connections", "Connections that clients hold open.")?,
             registry: registry.clone(),
         };
+        // Alerts are on rates, which want the series to be there before its first event.
+        for result in ["stored", "broken", "bad_upstream", "not_kept", "failed", "refused"] {
+            metrics.fills.with_label_values(&[result]);
+        }
+        for reason in ["size", "free", "age", "purged", "rotten"] {
+            metrics.evictions.with_label_values(&[reason]);
+        }
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
@@ -166,10 +193,24 @@ impl Metrics {
 
     /// Accounts for one answered request.
     pub fn served(&self, s: &Served<'_>) {
-        let status = status_text(s.status);
-        self.requests.with_label_values(&[s.upstream, s.kind, s.method, status, s.cache]).inc();
-        self.request_seconds.with_label_values(&[s.kind, s.cache]).observe(s.took.as_secs_f64());
-        self.response_bytes.with_label_values(&[s.upstream, s.cache]).inc_by(s.bytes);
+        self.counted(s.upstream, s.kind, s.method, s.status, s.cache).served(s.bytes, s.took);
+    }
+
+    /// The metrics that answers of one kind count in.
+    pub fn counted(
+        &self,
+        upstream: &str,
+        kind: &str,
+        method: &str,
+        status: u16,
+        cache: &str,
+    ) -> Counted {
+        let status = status_text(status);
+        Counted {
+            requests: self.requests.with_label_values(&[upstream, kind, method, status, cache]),
+            seconds: self.request_seconds.with_label_values(&[kind, cache]),
+            bytes: self.response_bytes.with_label_values(&[upstream, cache]),
+        }
     }
 
     /// Accounts for one answer from upstream.
@@ -185,6 +226,11 @@ impl Metrics {
             .with_label_values(&[upstream, endpoint, kind, status_text(status.as_u16())])
             .inc();
         self.upstream_seconds.with_label_values(&[upstream, kind]).observe(took.as_secs_f64());
+    }
+
+    /// Accounts for a request upstream that got no answer.
+    pub fn upstream_error(&self, upstream: &str, endpoint: &str, kind: &str) {
+        self.upstream_requests.with_label_values(&[upstream, endpoint, kind, "error"]).inc();
     }
 
     /// Accounts for body bytes from upstream.

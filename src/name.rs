@@ -37,6 +37,11 @@ impl Repository {
         }
     }
 
+    /// Stands for all that an upstream has shown to an anonymous caller. No client can name it.
+    pub fn anyones() -> Self {
+        Self("_public".into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,6 +105,13 @@ impl Tag {
         &self.0
     }
 
+    /// Whether it is one under which signatures, attestations and lists of referrers are kept:
+    /// `sha256-<hex>`, perhaps with `.sig`, `.att` or `.sbom`.
+    pub fn is_attached(&self) -> bool {
+        let hex = self.0.strip_prefix("sha256-").or_else(|| self.0.strip_prefix("sha512-"));
+        hex.is_some_and(|rest| rest.bytes().take(64).filter(u8::is_ascii_hexdigit).count() == 64)
+    }
+
     /// The tag that stands in for the referrers API where a registry lacks it: the algorithm cut
     /// to 32 characters, `-`, the encoded part cut to 64 (distribution-spec, "Referrers tag schema").
     pub fn of_referrers(subject: &Digest) -> Self {
@@ -115,6 +127,47 @@ impl fmt::Display for Tag {
 }
 
 impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of an upload under way: 32 hexadecimal digits that nobody can guess, hence safe as a
+/// file's name.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct UploadId(Arc<str>);
+
+impl UploadId {
+    /// A name from random bytes.
+    pub fn new(random: [u8; 16]) -> Self {
+        Self(format!("{:032x}", u128::from_be_bytes(random)).into())
+    }
+
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// `BlobUploadUnknown`: what was never given out is not known.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let lawful = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() == 32 && text.bytes().all(lawful) {
+            return Ok(Self(text.into()));
+        }
+        Err(Error::new(Kind::BlobUploadUnknown, "no such upload; begin a new one"))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UploadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UploadId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

@@ -94,7 +94,8 @@ impl Relay {
 
     /// Passes on only a part, which begins where the transfer stands or later.
     pub fn only(&mut self, span: Span) {
-        if span.start > 0 || Some(span.end) != self.size {
+        // A span without an end is the whole of what has no size yet.
+        if span.start > 0 || self.size.is_some_and(|size| span.end < size) {
             self.hasher = None;
             if span.start != self.position {
                 self.position = span.start;

@@ -195,13 +195,13 @@ async fn try_send(
 }
 
 fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
-    let mut head =
-        ResponseHeader::build(answer.status, Some(answer.headers.len() + 3)).map_err(text)?;
+    let mut head = ResponseHeader::build_no_case(answer.status, Some(answer.headers.len() + 3))
+        .map_err(text)?;
     for (name, value) in &answer.headers {
         head.append_header(name, value).map_err(text)?;
     }
     match answer.body.length() {
-        _ if answer.status == StatusCode::NOT_MODIFIED => {}
+        _ if matches!(answer.status, StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT) => {}
         Some(length) => head.insert_header(http::header::CONTENT_LENGTH, length).map_err(text)?,
         None => head.insert_header(http::header::TRANSFER_ENCODING, "chunked").map_err(text)?,
     }
@@ -210,7 +210,7 @@ fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
 
 /// The socket of a plain HTTP/1 session; TLS has its bytes encrypted and HTTP/2 framed, so those
 /// must pass through us.
-fn plain_socket(session: &ServerSession) -> Option<std::os::fd::RawFd> {
+pub fn plain_socket(session: &ServerSession) -> Option<std::os::fd::RawFd> {
     let h1 = session.as_http1()?;
     if h1.digest().ssl_digest.is_some() {
         return None;
@@ -242,7 +242,7 @@ async fn send_by_kernel(
     while let Some(stretch) = reader.next().await? {
         *sent += match stretch {
             Stretch::File(file, from, to) => {
-                socket.send(&file, from, to, patience).await.map_err(text)?;
+                socket.send(&file, from, to, reader.is_fresh(), patience).await.map_err(text)?;
                 to - from
             }
             Stretch::Bytes(bytes) => {
@@ -275,6 +275,9 @@ async fn copy_parts(
             *sent += bytes.len() as u64;
             let end = index == last && reader.is_done();
             session.write_response_body(bytes, end).await.map_err(text)?;
+        }
+        if !reader.is_done() {
+            return Err("the content ended early".to_owned());
         }
     }
     session.finish_body().await.map_err(text)
@@ -324,6 +327,10 @@ impl Reader {
         {
             relay.only(span);
         }
+    }
+
+    fn is_fresh(&self) -> bool {
+        matches!(self.content, Content::Fill(_))
     }
 
     fn is_done(&self) -> bool {

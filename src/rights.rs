@@ -89,7 +89,7 @@ impl Rights {
         action: &Action,
     ) -> Result<Arc<Upstream>> {
         let (view, who) = match asker {
-            Asker::Known(login) => self.view(upstream, place, login),
+            Asker::Known(login) => self.view(upstream, place, login)?,
             Asker::Unasked | Asker::Nobody => (Arc::clone(upstream), None),
         };
         let public = self.said.get(&(None, place.clone())).filter(|said| said.yes && said.holds());
@@ -107,7 +107,7 @@ impl Rights {
     pub async fn check(&self, upstream: &Arc<Upstream>, login: &Login) -> Result<()> {
         // No repository is asked about; the name is only for messages.
         let place = Place { upstream: Arc::clone(upstream.name()), repository: somewhere()? };
-        let (view, who) = self.view(upstream, &place, login);
+        let (view, who) = self.view(upstream, &place, login)?;
         let key = (who, place.clone());
         if let Some(said) = self.said.get(&key).filter(|said| said.holds()) {
             return if said.yes { Ok(()) } else { Err(wrong(&place)) };
@@ -198,9 +198,14 @@ impl Rights {
         self.said.insert(key, Said { yes, at: Instant::now(), for_long });
     }
 
-    fn view(&self, upstream: &Arc<Upstream>, place: &Place, login: &Login) -> (Arc<Upstream>, Who) {
+    fn view(
+        &self,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        login: &Login,
+    ) -> Result<(Arc<Upstream>, Who)> {
         let who = self.name(place, login);
-        (upstream.as_caller(&login.username, &login.password, who), Some(who))
+        Ok((upstream.as_caller(&login.username, &login.password, who)?, Some(who)))
     }
 
     /// The credentials' name here: a keyed hash of every byte of them.
@@ -240,7 +245,11 @@ fn proof(repository: &Repository, action: &Action) -> Option<Ask> {
     match action {
         Action::Manifest(reference) => Some(Ask::manifest(Method::HEAD, repository, reference)),
         Action::Blob(digest) => Some(Ask::blob_proof(repository, digest)),
-        Action::Ping | Action::Tags(_) | Action::Referrers(..) => None,
+        Action::Ping
+        | Action::Tags(_)
+        | Action::Referrers(..)
+        | Action::Catalog(..)
+        | Action::Push(_) => None,
     }
 }
 

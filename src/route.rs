@@ -1,7 +1,7 @@
 //! From a request line to what is wanted of which upstream: one page, pure, one enum.
 //!
 //! One name, one origin, decided by the name alone: `ns`, then the first path component, then the
-//! host, then the default. Nothing is looked up and nothing is dialled here.
+//! host, then what is hosted here, then the default. Nothing is looked up and nothing is dialled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +9,15 @@ use std::sync::Arc;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind};
-use crate::limits::PATH_BYTES_MAX;
-use crate::name::{Reference, Repository, Tag};
+use crate::limits::{PATH_BYTES_MAX, PUSHED_TAGS_MAX};
+use crate::name::{Reference, Repository, Tag, UploadId};
+use crate::patterns;
+
+/// What stands for the upstream's name where a repository lives here. No upstream can be called
+/// so, since no host may begin with `_`.
+pub const HOSTED: &str = "_hosted";
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +30,56 @@ pub enum Action {
     Blob(Digest),
     /// The tags of a repository, by page.
     Tags(Page),
-    /// What is attached to a manifest, filtered by artifact type where any is named.
-    Referrers(Digest, Vec<String>),
+    /// What is attached to a manifest, filtered by artifact type where any is named. A page may
+    /// begin behind a digest, where the list is ours.
+    Referrers(Digest, Vec<String>, Option<Digest>),
+    /// The repositories that live here: at most so many, behind this one.
+    Catalog(Option<u32>, Option<Repository>),
+    /// Something that changes a repository.
+    Push(Push),
+}
+
+/// What changes a repository, and the status of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// Keep a manifest under a tag or a digest, and under further tags.
+    PutManifest(Reference, Vec<Tag>),
+    /// Remove a tag, or a manifest with all its tags.
+    DeleteManifest(Reference),
+    /// Remove a blob.
+    DeleteBlob(Digest),
+    /// Begin an upload.
+    Start(Start),
+    /// How far has an upload come?
+    Status(UploadId),
+    /// Add to an upload.
+    Append(UploadId),
+    /// Add the last of an upload; it is a blob from then on.
+    Finish(UploadId, Digest),
+    /// Give an upload up.
+    Cancel(UploadId),
+}
+
+impl Push {
+    /// The word for log and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::PutManifest(..) | Self::DeleteManifest(_) => "manifest",
+            Self::DeleteBlob(_) => "blob",
+            _ => "upload",
+        }
+    }
+}
+
+/// How an upload begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The whole blob is in this request.
+    pub digest: Option<Digest>,
+    /// What it will be hashed with.
+    pub algorithm: Algorithm,
+    /// A blob that may be here already, and the repository that has it, where one is named.
+    pub mount: Option<(Digest, Option<Repository>)>,
 }
 
 /// A page of a list.
@@ -49,15 +102,22 @@ pub struct Route {
     pub namespace: Option<Arc<str>>,
 }
 
-/// A repository of an upstream.
+/// A repository of an upstream, or one that lives here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The upstream's configured name.
+    /// The upstream's configured name, or `HOSTED`.
     pub upstream: Arc<str>,
     /// The repository within it.
     pub repository: Repository,
     /// What stood in the path before the name, for links back to ourselves.
     pub prefix: String,
+}
+
+impl Target {
+    /// Whether the repository lives here.
+    pub fn is_hosted(&self) -> bool {
+        &*self.upstream == HOSTED
+    }
 }
 
 /// By which names the upstreams are known. Built once from the configuration.
@@ -66,6 +126,7 @@ pub struct Table {
     names: HashMap<String, Arc<str>>,
     hosts: HashMap<String, Arc<str>>,
     default: Option<Arc<str>>,
+    hosted: Vec<String>,
 }
 
 impl Table {
@@ -83,6 +144,16 @@ impl Table {
         for host in hosts {
             self.hosts.insert(host.to_ascii_lowercase(), Arc::clone(&shared));
         }
+    }
+
+    /// Says which names live here, by patterns.
+    pub fn host(&mut self, patterns: &[String]) {
+        self.hosted = patterns.to_vec();
+    }
+
+    /// Whether a name lives here, where nothing else in the request says whose it is.
+    fn is_hosted(&self, name: &str) -> bool {
+        self.hosted.iter().any(|pattern| patterns::matches(pattern, name))
     }
 
     /// Understands a request.
@@ -111,11 +182,24 @@ impl Table {
             readable(method)?;
             return Ok(Route { action: Action::Ping, target: None, namespace: None });
         }
-        let (name, action) = split_action(rest, &query)?;
-        readable(method)?;
+        if rest == "_catalog" && prefix.is_none() && !self.hosted.is_empty() {
+            readable(method)?;
+            return Ok(Route { action: query.catalog()?, target: None, namespace: None });
+        }
+        let (name, object) = Object::split(rest)?;
+        if self.hosted.is_empty() {
+            readable(method)?;
+        }
         let namespace = query.one("ns")?;
         let target = self.origin(prefix, name, namespace.as_deref(), host)?;
-        Ok(Route { action: action()?, target: Some(target), namespace: namespace.map(Into::into) })
+        if !target.is_hosted() {
+            readable(method)?;
+        }
+        let action = object.action(method, &query)?;
+        if let (Action::Push(_), false) = (&action, target.is_hosted()) {
+            return Err(Error::new(Kind::Unsupported, "pushing is not possible here"));
+        }
+        Ok(Route { action, target: Some(target), namespace: namespace.map(Into::into) })
     }
 
     /// Takes `/v2/` off; the upstream's name may stand before it as well as behind it, since both
@@ -156,6 +240,11 @@ impl Table {
             }
             (_, Some((upstream, name, prefix))) => (Arc::clone(upstream), name, prefix),
             (Some(upstream), None) => plain(upstream),
+            (None, None) if self.by_host(host).is_none() && self.is_hosted(name) => {
+                let repository = Repository::parse(name)?;
+                let prefix = "/v2/".to_owned();
+                return Ok(Target { upstream: HOSTED.into(), repository, prefix });
+            }
             (None, None) => {
                 plain(self.by_host(host).or(self.default.as_ref()).ok_or_else(|| {
                     Error::new(
@@ -207,45 +296,89 @@ fn readable(method: &Method) -> Result<(), Error> {
     ))
 }
 
-type LateAction = Box<dyn FnOnce() -> Result<Action, Error>>;
+/// What a path is about. It is split from the end, since the name may hold the same words; and what
+/// stands behind the word is only read once the name is known to be lawful, so that the error is
+/// about the first thing that is wrong.
+enum Object<'p> {
+    Manifest(&'p str),
+    Blob(&'p str),
+    Tags,
+    Referrers(&'p str),
+    Uploads,
+    Upload(&'p str),
+}
 
-/// Splits a path at the word that says what is wanted, from the end, since the name may hold the
-/// same words. What stands behind the word is only read once the name is known to be lawful, so
-/// that the error is about the first thing that is wrong.
-fn split_action<'p>(path: &'p str, query: &Query) -> Result<(&'p str, LateAction), Error> {
-    let unknown =
-        || Error::new(Kind::PathUnknown, "the distribution specification has no such path");
-    let (head, tail) = path.rsplit_once('/').ok_or_else(unknown)?;
-    if let Some(name) = head.strip_suffix("/manifests") {
-        let reference = tail.to_owned();
-        return Ok((name, Box::new(move || Reference::parse(&reference).map(Action::Manifest))));
+impl<'p> Object<'p> {
+    fn split(path: &'p str) -> Result<(&'p str, Self), Error> {
+        let unknown =
+            || Error::new(Kind::PathUnknown, "the distribution specification has no such path");
+        let (head, tail) = path.rsplit_once('/').ok_or_else(unknown)?;
+        if let Some(name) = head.strip_suffix("/manifests") {
+            return Ok((name, Self::Manifest(tail)));
+        }
+        if let (Some(name), "uploads") = (head.strip_suffix("/blobs"), tail) {
+            return Ok((name, Self::Uploads));
+        }
+        if let Some(name) = head.strip_suffix("/blobs") {
+            return Ok((name, Self::Blob(tail)));
+        }
+        if let Some(name) = head.strip_suffix("/blobs/uploads") {
+            return Ok((name, if tail.is_empty() { Self::Uploads } else { Self::Upload(tail) }));
+        }
+        if let (Some(name), "list") = (head.strip_suffix("/tags"), tail) {
+            return Ok((name, Self::Tags));
+        }
+        if let Some(name) = head.strip_suffix("/referrers") {
+            return Ok((name, Self::Referrers(tail)));
+        }
+        // A reference with slashes in it is no reference: say so, rather than that the path is unknown.
+        for word in ["/manifests/", "/blobs/"] {
+            if let Some((name, reference)) = path.split_once(word).filter(|(_, r)| r.contains(':'))
+            {
+                return Ok((name, Self::Blob(reference)));
+            }
+        }
+        Err(unknown())
     }
-    if let Some(name) = head.strip_suffix("/blobs") {
-        let digest = tail.to_owned();
-        return Ok((name, Box::new(move || Digest::parse(&digest).map(Action::Blob))));
+
+    fn action(self, method: &Method, query: &Query) -> Result<Action, Error> {
+        let read = matches!(*method, Method::GET | Method::HEAD);
+        Ok(match self {
+            Self::Manifest(reference) if read => Action::Manifest(Reference::parse(reference)?),
+            Self::Blob(digest) if read => Action::Blob(Digest::parse(digest)?),
+            Self::Tags if read => Action::Tags(query.page()?),
+            Self::Referrers(digest) if read => {
+                let last = query.one("last")?.map(|last| Digest::parse(&last)).transpose()?;
+                Action::Referrers(Digest::parse(digest)?, query.all("artifactType"), last)
+            }
+            other => Action::Push(other.push(method, query)?),
+        })
     }
-    if let (Some(name), "list") = (head.strip_suffix("/tags"), tail) {
-        let page = query.page();
-        return Ok((name, Box::new(move || page.map(Action::Tags))));
-    }
-    if let Some(name) = head.strip_suffix("/referrers") {
-        let (digest, types) = (tail.to_owned(), query.all("artifactType"));
-        return Ok((name, Box::new(move || Ok(Action::Referrers(Digest::parse(&digest)?, types)))));
-    }
-    if let Some((name, _)) = path.split_once("/blobs/uploads") {
-        return Ok((
-            name,
-            Box::new(|| Err(Error::new(Kind::Unsupported, "pushing is not possible here"))),
-        ));
-    }
-    // A reference with slashes in it is no reference: say so, rather than that the path is unknown.
-    for word in ["/manifests/", "/blobs/"] {
-        if let Some((name, reference)) = path.split_once(word).filter(|(_, r)| r.contains(':')) {
-            let reference = reference.to_owned();
-            return Ok((name, Box::new(move || Digest::parse(&reference).map(Action::Blob))));
+
+    fn push(self, method: &Method, query: &Query) -> Result<Push, Error> {
+        match (self, method) {
+            (Self::Manifest(reference), &Method::PUT) => {
+                Ok(Push::PutManifest(Reference::parse(reference)?, query.tags()?))
+            }
+            (Self::Manifest(reference), &Method::DELETE) => {
+                Ok(Push::DeleteManifest(Reference::parse(reference)?))
+            }
+            (Self::Blob(digest), &Method::DELETE) => Ok(Push::DeleteBlob(Digest::parse(digest)?)),
+            (Self::Uploads, &Method::POST) => query.start().map(Push::Start),
+            (Self::Upload(id), &Method::GET | &Method::HEAD) => {
+                UploadId::parse(id).map(Push::Status)
+            }
+            (Self::Upload(id), &Method::PATCH) => UploadId::parse(id).map(Push::Append),
+            (Self::Upload(id), &Method::PUT) => {
+                let digest = query.one("digest")?.ok_or_else(|| {
+                    Error::new(Kind::DigestInvalid, "digest is missing: an upload ends with it")
+                })?;
+                Ok(Push::Finish(UploadId::parse(id)?, Digest::parse(&digest)?))
+            }
+            (Self::Upload(id), &Method::DELETE) => UploadId::parse(id).map(Push::Cancel),
+            _ => Err(Error::new(Kind::Unsupported, format!("{method} is not possible here"))),
         }
     }
-    Err(unknown())
 }
 
 /// The parameters of a request; unknown ones are ignored.
@@ -272,14 +405,18 @@ impl Query {
         self.0.iter().filter(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.clone()).collect()
     }
 
-    fn page(&self) -> Result<Page, Error> {
-        let n = match self.one("n")? {
-            None => None,
+    fn n(&self) -> Result<Option<u32>, Error> {
+        match self.one("n")? {
+            None => Ok(None),
             Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
-                Some(n.parse().unwrap_or(u32::MAX))
+                Ok(Some(n.parse().unwrap_or(u32::MAX)))
             }
-            Some(_) => return Err(Error::new(Kind::PaginationInvalid, "n is not a number")),
-        };
+            Some(_) => Err(Error::new(Kind::PaginationInvalid, "n is not a number")),
+        }
+    }
+
+    fn page(&self) -> Result<Page, Error> {
+        let n = self.n()?;
         let last = self
             .one("last")?
             .filter(|l| !l.is_empty())
@@ -287,6 +424,39 @@ impl Query {
             .transpose()
             .map_err(|_| Error::new(Kind::PaginationInvalid, "last is not a tag"))?;
         Ok(Page { n, last })
+    }
+
+    fn catalog(&self) -> Result<Action, Error> {
+        let last = self
+            .one("last")?
+            .filter(|last| !last.is_empty())
+            .map(|last| Repository::parse(&last))
+            .transpose()
+            .map_err(|_| Error::new(Kind::PaginationInvalid, "last is not a repository"))?;
+        Ok(Action::Catalog(self.n()?, last))
+    }
+
+    /// Further tags for a manifest.
+    fn tags(&self) -> Result<Vec<Tag>, Error> {
+        let tags = self.all("tag");
+        if tags.len() > PUSHED_TAGS_MAX {
+            let text = format!("more than {PUSHED_TAGS_MAX} tags; push the manifest once more");
+            return Err(Error::new(Kind::TagInvalid, text));
+        }
+        tags.iter().map(|tag| Tag::parse(tag)).collect()
+    }
+
+    fn start(&self) -> Result<Start, Error> {
+        let digest = self.one("digest")?.map(|text| Digest::parse(&text)).transpose()?;
+        let mount = self.one("mount")?.map(|text| Digest::parse(&text)).transpose()?;
+        let from = self.one("from")?.map(|text| Repository::parse(&text)).transpose()?;
+        let algorithm = match self.one("digest-algorithm")? {
+            Some(word) => Algorithm::parse(&word).ok_or_else(|| {
+                Error::new(Kind::DigestInvalid, "digest-algorithm is neither sha256 nor sha512")
+            })?,
+            None => digest.or(mount).map_or(Algorithm::Sha256, |digest| digest.algorithm()),
+        };
+        Ok(Start { digest, algorithm, mount: mount.map(|mount| (mount, from)) })
     }
 }
 
@@ -390,6 +560,65 @@ mod tests {
         for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH, Method::OPTIONS] {
             let e = table().route(&method, "/v2/a/b/manifests/x", None, None).unwrap_err();
             assert_eq!(e.kind(), Kind::Unsupported);
+        }
+    }
+
+    fn hosting(method: &Method, target: &str) -> Result<Route, Error> {
+        let mut table = table();
+        table.host(&["*".into(), "team/**".into()]);
+        let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+        table.route(method, path, query, Some("ghcr.mirror.test").filter(|_| query == Some("host")))
+    }
+
+    #[test]
+    fn a_hosted_name_is_hosted_whatever_exists() {
+        for (target, upstream) in [
+            ("/v2/app/manifests/1", HOSTED),
+            ("/v2/team/a/b/manifests/1", HOSTED),
+            ("/v2/team/manifests/1", HOSTED),
+            ("/v2/library/app/manifests/1", "docker.io"),
+            ("/v2/docker.io/app/manifests/1", "docker.io"),
+            ("/v2/app/manifests/1?ns=ghcr.io", "ghcr.io"),
+            ("/v2/app/manifests/1?host", "ghcr.io"),
+        ] {
+            let route = hosting(&Method::GET, target).unwrap();
+            assert_eq!(&*route.target.unwrap().upstream, upstream, "{target}");
+        }
+        for target in ["/v2/library/app/manifests/1", "/v2/app/manifests/1?ns=ghcr.io"] {
+            let e = hosting(&Method::PUT, target).unwrap_err();
+            assert_eq!(e.kind(), Kind::Unsupported, "{target}");
+        }
+    }
+
+    #[test]
+    fn pushes_are_understood() {
+        let id = "0".repeat(32);
+        let uploads = "/v2/app/blobs/uploads/";
+        let digest = format!("sha256:{HEX}");
+        for (method, target, good) in [
+            (Method::POST, uploads.to_owned(), true),
+            (Method::POST, format!("{uploads}?mount={digest}&from=team/x"), true),
+            (Method::POST, format!("{uploads}?digest={digest}"), true),
+            (Method::POST, format!("{uploads}?digest-algorithm=sha512"), true),
+            (Method::POST, format!("{uploads}?digest-algorithm=md5"), false),
+            (Method::POST, format!("{uploads}?mount=x"), false),
+            (Method::POST, format!("{uploads}?mount={digest}&from=../x"), false),
+            (Method::GET, uploads.to_owned(), false),
+            (Method::PATCH, format!("{uploads}{id}"), true),
+            (Method::PATCH, format!("{uploads}../../x"), false),
+            (Method::PATCH, format!("{uploads}{}", "G".repeat(32)), false),
+            (Method::PUT, format!("{uploads}{id}?digest={digest}"), true),
+            (Method::PUT, format!("{uploads}{id}"), false),
+            (Method::DELETE, format!("{uploads}{id}"), true),
+            (Method::PUT, format!("/v2/app/manifests/{digest}?tag=a&tag=b"), true),
+            (Method::PUT, format!("/v2/app/manifests/{digest}?tag=-"), false),
+            (Method::DELETE, format!("/v2/app/blobs/{digest}"), true),
+            (Method::PUT, format!("/v2/app/blobs/{digest}"), false),
+            (Method::DELETE, "/v2/app/tags/list".to_owned(), false),
+            (Method::GET, "/v2/_catalog?n=5&last=team/a".to_owned(), true),
+            (Method::GET, "/v2/_catalog?last=..".to_owned(), false),
+        ] {
+            assert_eq!(hosting(&method, &target).is_ok(), good, "{method} {target}");
         }
     }
 

@@ -57,8 +57,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
+    // Only now: what is hosted must be known to be before anything can leave.
     upkeep::start(&store, config.cache.scrub_rate.bytes());
-    let mirror = Arc::new(Mirror::new(config, store, Arc::clone(&metrics))?);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
     let admin = bind(&[config.admin])?;
@@ -71,19 +72,21 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let places = Places::new(&config.server, Arc::clone(&metrics));
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let watched = Plain(Arc::new(Admin::new(Arc::clone(&mirror))));
-    let mut services = vec![serve("admin", admin, watched, admin_stopped)?];
+    let tended = Arc::clone(&mirror);
+    let mut services = vec![
+        tokio::spawn(async move { tended.hosting.tend().await }),
+        serve("admin", admin, Plain(Arc::new(Admin::new(Arc::clone(&mirror)))), admin_stopped)?,
+    ];
     for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
         let tls = certificates.as_ref().map(transport::acceptor).transpose();
-        let front = Front { mirror: Arc::clone(&mirror), door: Door::new(listen) };
         let gate = Gate {
-            app: Arc::new(front),
+            app: Arc::new(Front::new(Arc::clone(&mirror), Door::new(listen))),
             places: Arc::clone(&places),
             tls: tls.map_err(anyhow::Error::msg)?,
         };
         services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
     }
-    let certificates: Vec<Arc<Certificates>> = certificates.into_iter().flatten().collect();
+    let certificates = certificates.into_iter().flatten().collect();
     let watched = Watched { certificates, mirror: Arc::clone(&mirror) };
     services.push(tokio::spawn(watch_files(watched.clone())));
     Ok(Running {
@@ -113,8 +116,8 @@ impl Running {
         &self.mirror
     }
 
-    /// Reads the files again that change while we run: certificates and users. Connections under way
-    /// stay.
+    /// Reads the files again that change while we run: certificates, users and keys. Connections
+    /// under way stay.
     pub async fn reload(&self) {
         self.watched.reload(true).await;
     }
@@ -132,6 +135,7 @@ impl Running {
         // The next start shall know what was used last.
         let flush = self.mirror.store.blocking(|s| {
             s.keeper().flush();
+            s.disk().sync();
             Ok(())
         });
         let _ = flush.await; // only the order would suffer
@@ -218,8 +222,9 @@ where
         let address = listener.local_addr()?.to_string();
         listeners.add_listener(
             ListenerConfig::tcp(&address)
-                // A manifest leaves in one write; an idle connection costs little.
-                .l4_buffer(L4BufferSettings::new(16 * 1024, 16 * 1024))
+                // Heads are read into a buffer of the session's own, and small answers are sent by
+                // one call of ours: what Pingora would hold for each idle connection is saved.
+                .l4_buffer(L4BufferSettings::new(0, 2 * 1024))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

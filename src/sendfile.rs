@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::sys::socket::MsgFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -41,7 +42,7 @@ impl Socket {
         Ok(Self { fd, watched: None })
     }
 
-    /// Sends `from..to` of a file. Not cancel safe: a dropped call leaves the client with a part.
+    /// Sends `from..to` of a file; `fresh` says that it was just written, and so is in memory. Not cancel safe: a dropped call leaves the client with a part.
     ///
     /// # Errors
     /// What the kernel says; `TimedOut` where the client takes nothing for `patience`;
@@ -51,14 +52,17 @@ impl Socket {
         file: &Arc<File>,
         from: u64,
         to: u64,
+        fresh: bool,
         patience: Duration,
     ) -> io::Result<()> {
         let mut at = from;
         while at < to {
             let step = (to - at).min(SLICE_BYTES as u64 * 2);
-            if !is_resident(file, at, step) {
+            if !fresh && !is_resident(file, at, step) {
                 make_resident(file, at, step).await?;
             }
+            // A client that keeps up must not keep the thread from the others.
+            tokio::task::consume_budget().await;
             let end = at + step;
             while at < end {
                 match self.try_send(file, at, end - at) {
@@ -83,15 +87,9 @@ impl Socket {
         while !bytes.is_empty() {
             let raw =
                 self.watched.as_ref().map_or(self.fd.as_raw_fd(), |w| w.get_ref().as_raw_fd());
-            match nix::sys::socket::send(
-                raw,
-                bytes,
-                nix::sys::socket::MsgFlags::MSG_NOSIGNAL | nix::sys::socket::MsgFlags::MSG_DONTWAIT,
-            ) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(nix::Error::EAGAIN) => self.writable(patience).await?,
-                Err(nix::Error::EINTR) => {}
-                Err(e) => return Err(e.into()),
+            match send_now(raw, bytes)? {
+                0 => self.writable(patience).await?,
+                n => bytes = &bytes[n..],
             }
         }
         Ok(())
@@ -119,6 +117,17 @@ impl Socket {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         guard.clear_ready();
         Ok(())
+    }
+}
+
+/// Sends what the socket takes at once, and says how much that was.
+///
+/// # Errors
+/// What the kernel says; a full socket is none.
+pub fn send_now(raw: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    match nix::sys::socket::send(raw, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+        Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(0),
+        other => other.map_err(Into::into),
     }
 }
 
@@ -199,7 +208,7 @@ mod tests {
         let (server, _) = listener.accept().await.unwrap();
         let sender = tokio::spawn(async move {
             let mut socket = Socket::double(server.as_raw_fd()).unwrap();
-            socket.send(&file, 1000, 4_000_000, Duration::from_secs(20)).await
+            socket.send(&file, 1000, 4_000_000, false, Duration::from_secs(20)).await
         });
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.unwrap();

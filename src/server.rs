@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -12,18 +13,23 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 
+use crate::account::{Line, milliseconds};
 use crate::answer::{self, Conditions};
 use crate::begun::Begun;
 use crate::blobs::Blobs;
-use crate::config::{self, Act, Auth, Config};
-use crate::doors::{self, Caller, Door, Doors, Knock};
+use crate::config::{self, Auth, Config};
+use crate::doors::{self, Door, Doors, Knock};
 use crate::error::{Error, Fault, Result};
+use crate::express::{self, About, Express};
 use crate::fill::Fills;
-use crate::manifests::{Found, Manifests};
-use crate::metrics::{Metrics, Served};
-use crate::name::{Reference, Repository, Tag};
-use crate::pages::{self, Referrers};
+use crate::hosting::Hosting;
+use crate::hot;
+use crate::manifests::{Manifests, Terms};
+use crate::metrics::Metrics;
+use crate::name::{Reference, Repository};
 use crate::patterns::Patterns;
+use crate::prefetch::Prefetch;
+use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
 use crate::rights::{self, Rights};
 use crate::route::{Action, Route, Table, Target};
@@ -31,6 +37,7 @@ use crate::store::{Place, Store};
 use crate::upstream::Upstream;
 
 mod door;
+mod finding;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -40,11 +47,15 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 #[derive(Debug)]
 struct Origin {
     upstream: Arc<Upstream>,
-    tag_ttl: Duration,
+    terms: Arc<Terms>,
     allowed: Patterns,
+    prefetch: bool,
     /// Where callers are answered by their own rights.
     rights: Option<Rights>,
 }
+
+/// Tells the addresses of one process apart, for the ready answers of a thread.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// The mirror: everything that a request is answered from.
 #[derive(Debug)]
@@ -56,6 +67,9 @@ pub struct Mirror {
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
     begun: Arc<Begun>,
+    prefetch: Arc<Prefetch>,
+    /// The repositories that live here.
+    pub hosting: Hosting,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -85,7 +99,8 @@ struct Account {
     upstream: Option<Arc<str>>,
     repository: Option<Repository>,
     kind: &'static str,
-    user: Option<Arc<str>>,
+    /// Whether the answer to this very request will never change.
+    is_immutable: bool,
     /// What a token would have to be for.
     scope: Option<String>,
 }
@@ -101,9 +116,17 @@ impl Mirror {
         for (name, settings) in &config.upstreams {
             table.add(name, &settings.aliases, &settings.hosts);
             let upstream = Arc::new(Upstream::new(name, settings, Arc::clone(&metrics))?);
+            if let Some(every) = settings.probe {
+                upstream.watch(every.get());
+            }
             let origin = Origin {
-                tag_ttl: settings.tag_ttl.get(),
+                terms: Arc::new(Terms {
+                    tag_ttl: settings.tag_ttl.get(),
+                    cooldown: settings.cooldown.get(),
+                    pins: settings.pins(),
+                }),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
+                prefetch: settings.prefetch,
                 rights: match &settings.auth {
                     Auth::Passthrough(how) => Some(Rights::new(how.clone(), doors::random_key()?)),
                     _ => None,
@@ -112,8 +135,15 @@ impl Mirror {
             };
             origins.insert(Arc::clone(upstream.name()), origin);
         }
+        table.host(&config.hosted.repositories);
+        let hosting = Hosting::new(&store, &config.hosted);
         let fills = Arc::new(Fills::new(Arc::clone(&store), Arc::clone(&metrics)));
-        let manifests = Arc::new(Manifests::new(Arc::clone(&store)));
+        let prefetch = Arc::new(Prefetch::new(
+            Arc::clone(&store),
+            Arc::clone(&fills),
+            config.cache.max_size.bytes(),
+        ));
+        let manifests = Arc::new(Manifests::new(Arc::clone(&store), Arc::clone(&prefetch)));
         let blobs = Arc::new(Blobs::new(Arc::clone(&store), Arc::clone(&fills)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
@@ -125,6 +155,8 @@ impl Mirror {
             manifests,
             blobs,
             begun: Begun::new(config.server.max_fills_per_caller),
+            prefetch,
+            hosting,
             fills,
             store,
             metrics,
@@ -140,6 +172,7 @@ impl Mirror {
         &self,
         door: &Door,
         request: &Request,
+        session: &mut ServerSession,
         account: &mut Account,
     ) -> Result<Answer> {
         let route = self.table.route(
@@ -148,14 +181,38 @@ impl Mirror {
             request.query.as_deref(),
             request.knock.host.as_deref(),
         )?;
-        account.take(&route);
+        account.kind = kind_of(&route.action);
+        let act = door::act_of(&route.action);
+        account.scope = route.target.as_ref().map(|target| doors::scope(target, act));
         let caller = self.doors.enter(door, &request.knock).await?;
-        account.user.clone_from(&caller.actor.user);
         let Some(target) = &route.target else {
             self.doors.ping(door, &request.knock, &caller)?;
-            return self.ping(&caller).await;
+            return match route.action {
+                Action::Catalog(n, last) => {
+                    self.doors.list(&caller)?;
+                    self.hosting.catalog(n, last).await
+                }
+                _ => self.ping(&caller).await,
+            };
         };
+        account.take(&route.action, target);
+        if target.is_hosted() {
+            self.admit_hosted(door, &caller, target, &route.action)?;
+            let mut body = Incoming::new(session, self.settings.send_timeout.get());
+            return self
+                .hosting
+                .answer(
+                    &self.doors.lawful(&caller, &route.action),
+                    target,
+                    &request.conditions,
+                    &mut body,
+                )
+                .await;
+        }
         let origin = self.admit(door, &caller, target)?;
+        // By whose right it was answered matters to nobody else's ready answer.
+        account.is_immutable &=
+            origin.rights.is_none() && !self.doors.guard(door, request.knock.host.as_deref());
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
         let found = self.found(request, &route, target, (origin, &caller), &place).await;
@@ -169,80 +226,8 @@ impl Mirror {
         Ok(answer)
     }
 
-    /// What is asked for, by the rights of whoever asks.
-    async fn found(
-        &self,
-        request: &Request,
-        route: &Route,
-        target: &Target,
-        (origin, caller): (&Origin, &Caller),
-        place: &Place,
-    ) -> Result<Answer> {
-        let upstream = &origin.for_caller(caller, place, &route.action).await?;
-        let head = request.conditions.head;
-        Ok(match &route.action {
-            Action::Ping => answer::ping(),
-            Action::Manifest(reference) => {
-                let found = self.manifest(origin, upstream, place, reference, head).await?;
-                answer::manifest(found, &request.conditions)
-            }
-            Action::Blob(digest) => {
-                let begin = || self.begun.begin(&caller.beginner(&request.knock));
-                let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
-                answer::blob(blob, digest, &request.conditions).await?
-            }
-            Action::Tags(page) => {
-                answer::tags(pages::tags(upstream, target, page, route.namespace.as_deref()).await?)
-            }
-            Action::Referrers(subject, types) => {
-                self.referrers((origin, caller), upstream, place, subject, types).await?
-            }
-        })
-    }
-
-    async fn manifest(
-        &self,
-        origin: &Origin,
-        upstream: &Arc<Upstream>,
-        place: &Place,
-        reference: &Reference,
-        head: bool,
-    ) -> Result<Found> {
-        self.manifests.get(upstream, origin.tag_ttl, place, reference, head).await
-    }
-
-    /// What is attached to a manifest; from the fallback tag where the upstream lacks the API.
-    async fn referrers(
-        &self,
-        (origin, caller): (&Origin, &Caller),
-        upstream: &Arc<Upstream>,
-        place: &Place,
-        subject: &crate::digest::Digest,
-        types: &[String],
-    ) -> Result<Answer> {
-        let found = match pages::referrers(upstream, &place.repository, subject).await? {
-            Referrers::Listed(found) => found,
-            Referrers::Unsupported => {
-                let tag = Reference::Tag(Tag::of_referrers(subject));
-                // The tag may be held, so here the right to it has to be proven.
-                let found = match origin.for_caller(caller, place, &rights::by_tag(&tag)).await {
-                    Ok(upstream) => self.manifest(origin, &upstream, place, &tag, false).await,
-                    Err(e) => Err(e),
-                };
-                match found {
-                    Ok(found) => {
-                        found.bytes().await.and_then(|b| pages::descriptors(&b)).unwrap_or_default()
-                    }
-                    Err(e) if e.is_absence() => Vec::new(),
-                    Err(e) => return Err(e),
-                }
-            }
-        };
-        Ok(answer::referrers(pages::referrers_index(found, types), !types.is_empty()))
-    }
-
     /// Reads a request's head, within its deadline. `None`: there is none, or it is beyond use.
-    async fn read(&self, session: &mut ServerSession, stop: &ShutdownWatch) -> Option<Request> {
+    async fn read(&self, session: &mut ServerSession, stop: &ShutdownWatch) -> Option<Instant> {
         let reused = session.take_connection_user_context().is_some();
         let idle = if reused { self.settings.idle_timeout.get() } else { Duration::ZERO };
         let mut stop = stop.clone();
@@ -251,7 +236,7 @@ impl Mirror {
             () = stopped(&mut stop, reused) => return None,
         };
         match read {
-            Ok(Ok(true)) => Some(Request::take(session)),
+            Ok(Ok(true)) => Some(Instant::now()),
             Ok(Err(error)) if !session.is_http2() && is_malformed(&error) => {
                 let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"malformed request","detail":null}]}"#;
                 let _ = session.respond_error_with_body(400, body.into()).await; // the client may be gone
@@ -259,47 +244,6 @@ impl Mirror {
             }
             Ok(_) | Err(_) => None,
         }
-    }
-
-    /// The one place where a request's end is told: one log line, one call of the metrics.
-    fn account(
-        &self,
-        request: &Request,
-        account: &Account,
-        answered: &Answered,
-        sent: &Sent,
-        client: Option<&str>,
-    ) {
-        let took = request.received.elapsed();
-        self.metrics.served(&Served {
-            upstream: account.upstream.as_deref().unwrap_or_default(),
-            kind: account.kind,
-            method: method_word(&request.method),
-            status: answered.status,
-            cache: answered.cache,
-            bytes: sent.bytes,
-            took,
-        });
-        if !self.access_log {
-            return;
-        }
-        tracing::info!(
-            target: "access",
-            client = client.unwrap_or_default(),
-            user = account.user.as_deref().unwrap_or_default(),
-            method = %request.method,
-            path = %request.path,
-            upstream = account.upstream.as_deref().unwrap_or_default(),
-            repository = account.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
-            kind = account.kind,
-            status = answered.status,
-            cache = answered.cache,
-            bytes = sent.bytes,
-            duration_ms = milliseconds(took),
-            upstream_ms = answered.upstream.map(milliseconds).unwrap_or_default(),
-            user_agent = %request.user_agent,
-            broken = sent.broken.as_deref().unwrap_or_default(),
-        );
     }
 }
 
@@ -314,10 +258,17 @@ struct Answered {
 /// The mirror behind one of its addresses.
 #[derive(Debug)]
 pub struct Front {
-    /// What answers.
-    pub mirror: Arc<Mirror>,
-    /// Where the request came in.
-    pub door: Door,
+    mirror: Arc<Mirror>,
+    door: Door,
+    /// Ready answers of one address are none of another's.
+    id: u64,
+}
+
+impl Front {
+    /// The mirror behind this door.
+    pub fn new(mirror: Arc<Mirror>, door: Door) -> Self {
+        Self { mirror, door, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
+    }
 }
 
 #[async_trait]
@@ -327,7 +278,7 @@ impl HttpServerApp for Front {
         session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        self.mirror.serve(&self.door, session, stop).await
+        self.mirror.serve(&self.door, self.id, session, stop).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -349,31 +300,53 @@ impl Mirror {
     async fn serve(
         &self,
         door: &Door,
+        id: u64,
         mut session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        let request = self.read(&mut session, stop).await?;
+        let received = self.read(&mut session, stop).await?;
         self.set_keepalive(&mut session, stop);
+        let express = Express::of(&mut session);
+        if let Some(express) = &express
+            && let Some(prepared) = hot::get(&express::key(&session, id), received)
+        {
+            let patience = self.settings.send_timeout.get();
+            let sent = express.send(&session, &prepared, received, patience).await;
+            if self.access_log {
+                express::line(&session, &prepared, received, &sent).log();
+            }
+            return finish(session, &sent).await;
+        }
+        let request = Request::take(&session, received);
         let mut account = Account { kind: "none", ..Account::default() };
         let mut answer = self.reply(door, &mut session, &request, &mut account).await;
         let answered = finish_headers(&mut answer, request.received);
-        let sent =
-            respond::send(&mut session, &request.method, answer, self.settings.send_timeout.get())
-                .await;
-        let client = session.client_addr().map(ToString::to_string);
-        self.account(&request, &account, &answered, &sent, client.as_deref());
-        if sent.broken.is_some() {
-            return None; // dropping the session leaves the client with a short body, never a clean end
+        if express.is_some() && account.is_immutable {
+            let about = account.about(&self.metrics);
+            express::remember(&express::key(&session, id), &answer, about, received);
         }
-        let mut keep = HttpPersistentSettings::for_session(&session);
-        keep.set_user_context(Box::new(Reused));
-        session
-            .finish()
-            .await
-            .ok()
-            .flatten()
-            .map(|stream| ReusedHttpStream::from_reusable_stream(stream, keep))
+        let patience = self.settings.send_timeout.get();
+        let sent = respond::send(&mut session, &request.method, answer, patience).await;
+        let line = account.line(&session, &request, &answered, &sent);
+        line.count(&self.metrics);
+        if self.access_log {
+            line.log();
+        }
+        receive::linger(&mut session).await;
+        finish(session, &sent).await
     }
+}
+
+/// Gives the connection back for the next request. Where the answer was not sent whole, dropping the
+/// session leaves the client with a short body, never a clean end.
+async fn finish(session: ServerSession, sent: &Sent) -> Option<ReusedHttpStream> {
+    if sent.broken.is_some() {
+        return None;
+    }
+    let mut keep = HttpPersistentSettings::for_session(&session);
+    keep.set_user_context(Box::new(Reused));
+    let stream = session.finish().await.ok().flatten()?;
+    Some(ReusedHttpStream::from_reusable_stream(stream, keep))
 }
 
 /// Marks a connection that has served a request before.
@@ -393,7 +366,7 @@ impl Mirror {
 }
 
 impl Request {
-    fn take(session: &ServerSession) -> Self {
+    fn take(session: &ServerSession, received: Instant) -> Self {
         let head = session.req_header();
         let text = |name: HeaderName| {
             head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
@@ -419,24 +392,62 @@ impl Request {
                 if_range: text(header::IF_RANGE),
                 if_none_match: text(header::IF_NONE_MATCH),
             },
-            received: Instant::now(),
+            received,
         }
     }
 }
 
 impl Account {
-    fn take(&mut self, route: &Route) {
-        self.kind = match &route.action {
-            Action::Ping => "ping",
-            Action::Manifest(_) => "manifest",
-            Action::Blob(_) => "blob",
-            Action::Tags(_) => "tags",
-            Action::Referrers(..) => "referrers",
-        };
-        let Some(target) = &route.target else { return };
-        self.scope = Some(doors::scope(target, Act::Pull));
+    fn line<'a>(
+        &'a self,
+        session: &'a ServerSession,
+        request: &'a Request,
+        answered: &Answered,
+        sent: &'a Sent,
+    ) -> Line<'a> {
+        Line {
+            client: session.client_addr().and_then(|a| a.as_inet()),
+            method: &request.method,
+            path: &request.path,
+            upstream: self.upstream.as_deref().unwrap_or_default(),
+            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
+            kind: self.kind,
+            status: answered.status,
+            cache: answered.cache,
+            received: request.received,
+            upstream_took: answered.upstream,
+            user_agent: &request.user_agent,
+            sent,
+        }
+    }
+
+    fn about<'a>(&'a self, metrics: &'a Metrics) -> About<'a> {
+        About {
+            metrics,
+            upstream: self.upstream.as_deref().unwrap_or_default(),
+            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
+            kind: self.kind,
+        }
+    }
+
+    fn take(&mut self, action: &Action, target: &Target) {
         self.upstream = Some(Arc::clone(&target.upstream));
         self.repository = Some(target.repository.clone());
+        // What is hosted here can be deleted, and is gone at once then.
+        self.is_immutable = !target.is_hosted()
+            && matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
+    }
+}
+
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::Ping => "ping",
+        Action::Manifest(_) => "manifest",
+        Action::Blob(_) => "blob",
+        Action::Tags(_) => "tags",
+        Action::Referrers(..) => "referrers",
+        Action::Catalog(..) => "catalog",
+        Action::Push(push) => push.kind(),
     }
 }
 
@@ -470,22 +481,6 @@ fn finish_headers(answer: &mut Answer, received: Instant) -> Answered {
         status: answer.status.as_u16(),
         cache: answer.cache.as_str(),
         upstream: from_upstream.then_some(took),
-    }
-}
-
-fn milliseconds(d: Duration) -> f64 {
-    (d.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn method_word(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        _ => "OTHER",
     }
 }
 

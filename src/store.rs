@@ -28,6 +28,13 @@ pub struct Place {
     pub repository: Repository,
 }
 
+impl Place {
+    /// All that this upstream has shown to an anonymous caller.
+    pub fn anyones(&self) -> Self {
+        Self { upstream: Arc::clone(&self.upstream), repository: Repository::anyones() }
+    }
+}
+
 /// Content that is held.
 #[derive(Clone, Debug)]
 pub enum Content {
@@ -58,6 +65,10 @@ pub struct TagRecord {
     pub size: u64,
     /// When the upstream last said so, in milliseconds since 1970.
     pub asked_ms: u64,
+    /// What the tag has moved to, which is not believed until its cooldown is over, and when that
+    /// was first seen, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<(Digest, u64)>,
 }
 
 impl TagRecord {
@@ -69,7 +80,24 @@ impl TagRecord {
             media_type,
             size,
             asked_ms: u64::try_from(since.as_millis()).unwrap_or_default(),
+            waiting: None,
         }
+    }
+
+    /// Since when the tag has been seen to be `digest`, which may be now.
+    pub fn seen(&self, digest: &Digest, now: SystemTime) -> SystemTime {
+        match &self.waiting {
+            Some((waiting, ms)) if waiting == digest => UNIX_EPOCH + Duration::from_millis(*ms),
+            _ => now,
+        }
+    }
+
+    /// The same record, confirmed at `now` although the tag has moved to `digest`.
+    pub fn staying(&self, digest: Digest, now: SystemTime) -> Self {
+        let confirmed = Self::new(self.digest, self.media_type.clone(), self.size, now);
+        let since = self.seen(&digest, now).duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ms = u64::try_from(since.as_millis()).unwrap_or_default();
+        Self { waiting: Some((digest, ms)), ..confirmed }
     }
 
     /// When the upstream last said so.
@@ -404,6 +432,7 @@ fn warn_of(result: io::Result<()>, what: &str) {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests look into files; they serve nobody meanwhile")]
 mod tests {
     use super::*;
     use crate::config::units::Free;

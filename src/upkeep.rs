@@ -8,6 +8,9 @@ use crate::blocks;
 use crate::digest::Digest;
 use crate::store::Store;
 
+/// How long a small file may be unsynced.
+const SYNC_WITHIN: Duration = Duration::from_millis(500);
+
 /// How often uses are written back to file times and old content is looked for.
 const ROUND: Duration = Duration::from_secs(60);
 
@@ -22,8 +25,22 @@ pub fn start(store: &Arc<Store>, scrub_rate: u64) {
     let scanner = Arc::clone(store);
     tokio::task::spawn_blocking(move || scanner.keeper().scan());
     tokio::spawn(rounds(Arc::downgrade(store)));
+    tokio::spawn(sync_forever(Arc::downgrade(store)));
     if scrub_rate > 0 {
         tokio::spawn(scrub_forever(Arc::downgrade(store), scrub_rate));
+    }
+}
+
+/// Syncs what was written without waiting for the disk.
+async fn sync_forever(store: Weak<Store>) {
+    loop {
+        tokio::time::sleep(SYNC_WITHIN).await;
+        let Some(store) = store.upgrade() else { return };
+        let synced = store.blocking(|store| {
+            store.disk().sync();
+            Ok(())
+        });
+        let _ = synced.await; // what fails is told there
     }
 }
 

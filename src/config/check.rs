@@ -50,6 +50,7 @@ impl Checker<'_> {
         self.log(config);
         self.upstreams(config);
         self.doors(config);
+        self.hosted(config);
     }
 
     // --- telling ---------------------------------------------------------------------------------

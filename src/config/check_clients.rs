@@ -17,7 +17,7 @@ impl Checker<'_> {
         for (index, listen) in config.listen.iter().enumerate() {
             let index = index.to_string();
             if let Some(tls) = &listen.tls {
-                self.tls(&index, tls);
+                self.listener(&index, tls);
             }
             for (nth, name) in listen.serves.iter().enumerate() {
                 if config.upstreams.contains_key(name) || name == "hosted" {
@@ -37,7 +37,7 @@ impl Checker<'_> {
         self.passthrough(config);
     }
 
-    fn tls(&mut self, index: &str, settings: &Tls) {
+    fn listener(&mut self, index: &str, settings: &Tls) {
         for (nth, (cert, key)) in settings.pairs().enumerate() {
             let at = match nth.checked_sub(1) {
                 None => path(["listen", index, "tls", "cert"]),

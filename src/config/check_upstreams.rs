@@ -9,7 +9,9 @@ use super::check::{Checker, Path, path};
 use super::de::nearest;
 use super::hosts;
 use super::secret;
-use super::{Auth, Config, Password, Upstream};
+use super::{Config, Upstream};
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
 
 impl Checker<'_> {
     /// Runs every check of upstreams.
@@ -42,6 +44,12 @@ impl Checker<'_> {
         ];
         self.spans(&above, &spans);
         self.endpoints(name, upstream, config);
+        self.bounds(name, upstream);
+        self.tls(name, upstream);
+        self.pins(name, upstream);
+        if let Some(probe) = upstream.probe {
+            self.spans(&above, &[("probe", probe)]);
+        }
         self.auth(name, upstream, config);
         for (key, patterns) in [("allow", &upstream.allow), ("deny", &upstream.deny)] {
             for (index, pattern) in patterns.iter().enumerate() {
@@ -61,6 +69,64 @@ impl Checker<'_> {
                     self.fault(&[at], &format!("`{host}` is no host: {why}"));
                 }
             }
+        }
+    }
+
+    fn bounds(&mut self, name: &str, upstream: &Upstream) {
+        let bounds = [
+            ("max_connections", upstream.max_connections == Some(0)),
+            ("max_requests_per_second", upstream.max_requests_per_second == Some(0)),
+            ("bandwidth", upstream.bandwidth.is_some_and(|size| size.bytes() == 0)),
+        ];
+        for (key, _) in bounds.into_iter().filter(|(_, none)| *none) {
+            let text = format!(
+                "with `{key}` at zero nothing gets through; write a larger one, or remove the key"
+            );
+            self.fault(&[path(["upstreams", name, key])], &text);
+        }
+    }
+
+    fn pins(&mut self, name: &str, upstream: &Upstream) {
+        for (tag, digest) in &upstream.pins {
+            let at = path(["upstreams", name, "pins", tag]);
+            let parts = tag.rsplit_once(':');
+            let lawful = parts.is_some_and(|(repository, tag)| {
+                Repository::parse(repository).is_ok() && Tag::parse(tag).is_ok()
+            });
+            if !lawful {
+                let text = format!("`{tag}` is no tag of a repository; write REPOSITORY:TAG");
+                self.fault_at_key(&at, &text);
+            } else if name == "docker.io" && !tag.contains('/') {
+                let text = format!("official images are in library/; write library/{tag}");
+                self.fault_at_key(&at, &text);
+            }
+            if Digest::parse(digest).is_err() {
+                let text = "this is no digest; write sha256: and 64 hexadecimal digits";
+                self.fault(&[at], text);
+            }
+        }
+    }
+
+    fn tls(&mut self, name: &str, upstream: &Upstream) {
+        let at = |key: &str| path(["upstreams", name, key]);
+        for (key, file) in [("ca", &upstream.ca), ("cert", &upstream.cert), ("key", &upstream.key)]
+        {
+            if let Some(wrong) = file.as_deref().and_then(secret::wrong_pem) {
+                self.fault(&[at(key)], &wrong);
+            }
+        }
+        match (&upstream.cert, &upstream.key) {
+            (Some(_), None) => self.fault(&[at("cert")], "the key of `cert` is missing; add `key`"),
+            (None, Some(_)) => {
+                self.fault(&[at("key")], "the certificate of `key` is missing; add `cert`");
+            }
+            _ => {}
+        }
+        if upstream.insecure {
+            let text = format!(
+                "anybody on the way can pose as {name}, and gets its login; better name its certificate in `ca`"
+            );
+            self.warn(&at("insecure"), &text);
         }
     }
 
@@ -89,37 +155,6 @@ impl Checker<'_> {
         let text = "there is no endpoint to ask; write one, or remove the key for the usual one";
         let none = upstream.endpoints.is_empty();
         self.fault_if_empty(none, &path(["upstreams", name, "endpoints"]), text);
-    }
-
-    fn auth(&mut self, name: &str, upstream: &Upstream, config: &Config) {
-        let Auth::Static { username, password } = &upstream.auth else { return };
-        let at = path(["upstreams", name, "auth"]);
-        let below = |key: &str| path(["upstreams", name, "auth", key]);
-        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
-            let text =
-                "a user's name cannot be empty or hold `:` or control characters; correct it";
-            self.fault(&[below("username")], text);
-        }
-        let (key, wrong) = match password {
-            Password::Inline(text) => ("password", secret::wrong(text)),
-            Password::File(path) => ("password_file", secret::wrong_file(path)),
-        };
-        if let Some(wrong) = wrong {
-            self.fault(&[below(key)], &wrong);
-        }
-        if let Some(url) =
-            upstream.endpoints.iter().find(|url| url.scheme() == "http" && !is_near(url))
-        {
-            self.warn(&at, &format!("the password goes to {url} in the clear; use https"));
-        }
-        if let Some(open) = config.listen.iter().find(|listen| !listen.address.ip().is_loopback()) {
-            let text = format!(
-                "whoever reaches {} can read all that `{username}` may read at {name}; shut \
-                 others out by a firewall",
-                open.address
-            );
-            self.warn(&at, &text);
-        }
     }
 
     /// One name, one origin: notes all names of an upstream and refuses those of another one.
@@ -188,7 +223,7 @@ fn leads_to(url: &Url, listen: SocketAddr) -> bool {
 }
 
 /// Whether an endpoint names an address of this machine or of a private network.
-fn is_near(url: &Url) -> bool {
+pub(super) fn is_near(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_private(),
         Some(Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unique_local(),
@@ -255,51 +290,34 @@ mod tests {
                  1:48: `A` matches nothing: names are lower case, tags do not count, and only `*` and `**` stand for others; write one such as library/*",
             ),
             (
+                "{x.io: {max_connections: 0, bandwidth: 0, cert: /nowhere, insecure: true}}",
+                "1:37: with `max_connections` at zero nothing gets through; write a larger one, or remove the key\n\
+                 1:51: with `bandwidth` at zero nothing gets through; write a larger one, or remove the key\n\
+                 1:60: the file /nowhere cannot be used (No such file or directory (os error 2)); check the path and its permissions\n\
+                 1:60: the key of `cert` is missing; add `key`",
+            ),
+            (
+                "{docker.io: {pins: {'alpine:3': sha256:12, 'a b': x}}}",
+                "1:32: official images are in library/; write library/alpine:3\n\
+                 1:44: this is no digest; write sha256: and 64 hexadecimal digits\n\
+                 1:55: `a b` is no tag of a repository; write REPOSITORY:TAG\n\
+                 1:62: this is no digest; write sha256: and 64 hexadecimal digits",
+            ),
+            (
+                "{x.io: {insecure: true}}",
+                "1:30: anybody on the way can pose as x.io, and gets its login; better name its certificate in `ca`",
+            ),
+            (
+                "{x.io: {proxy: 'u:p@x'}}",
+                "1:27: this is no URL of a proxy; write one such as http://proxy.example.com:3128",
+            ),
+            (
                 "{x.io: {tag_ttl: 0s, stall_timeout: 0s}}",
                 "1:48: with `stall_timeout` at zero nothing gets through; write a duration such as 15s",
             ),
         ] {
             assert_eq!(told(&format!("upstreams: {upstreams}")), wanted, "{upstreams}");
         }
-    }
-
-    #[test]
-    fn logins_that_cannot_work_are_found() {
-        for (auth, wanted) in [
-            (
-                "{username: 'a:b', password: ''}",
-                "1:37: a user's name cannot be empty or hold `:` or control characters; correct it\n\
-                 1:54: the password is empty; write one, or `auth: anonymous`",
-            ),
-            (
-                "{username: a, password: b, password_file: c}",
-                "1:26: both password and password_file are given; keep one",
-            ),
-            (
-                "{username: a, password_file: /nowhere/at/all}",
-                "1:55: the password file /nowhere/at/all cannot be used (No such file or directory (os error 2)); check the path and its permissions",
-            ),
-            (
-                "admin:hunter2",
-                "1:26: this is no way to log in; write `anonymous`, `passthrough`, or a map with username and either password or password_file",
-            ),
-            (
-                "{ecr: {region: x}}",
-                "1:26: this version cannot do `ecr` yet; write `anonymous`, `passthrough`, or a map with username and either password or password_file",
-            ),
-        ] {
-            assert_eq!(told(&format!("upstreams: {{x.io: {{auth: {auth}}}}}")), wanted, "{auth}");
-        }
-    }
-
-    #[test]
-    fn logins_that_many_could_use_are_warned_of() {
-        let text = "listen: 0.0.0.0:5000\nupstreams:\n  x.io:\n    endpoints: ['http://x.io']\n    auth: {username: a, password: b}";
-        assert_eq!(
-            told(text),
-            "5:11: the password goes to http://x.io/ in the clear; use https\n\
-             5:11: whoever reaches 0.0.0.0:5000 can read all that `a` may read at x.io; shut others out by a firewall"
-        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::read::HIDDEN;
+use super::auth::HIDDEN;
 use super::units::Span;
 
 /// TLS on one address.

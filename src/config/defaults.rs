@@ -8,7 +8,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use super::units::{Free, Size, Span};
-use super::{Auth, Cache, Config, Listen, Log, LogFormat, Server, Upstream, WELL_KNOWN};
+use super::{
+    Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN,
+};
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
@@ -25,6 +27,7 @@ impl Default for Config {
             default_upstream: Some(DEFAULT_UPSTREAM.to_owned()),
             upstreams: upstreams.collect::<BTreeMap<_, _>>(),
             clients: None,
+            hosted: Hosted::default(),
             server: Server::default(),
             log: Log::default(),
         }
@@ -59,19 +62,47 @@ impl Default for Upstream {
             aliases: Vec::new(),
             hosts: Vec::new(),
             tag_ttl: Span::secs(60),
+            cooldown: Span::secs(0),
+            pins: BTreeMap::new(),
             auth: Auth::Anonymous,
             allow: Vec::new(),
             deny: Vec::new(),
+            prefetch: true,
             realms: Vec::new(),
             private: None,
             connect_timeout: Span::secs(5),
             response_timeout: Span::secs(15),
             stall_timeout: Span::secs(30),
+            probe: None,
+            ratelimit: RateLimit::default(),
+            max_connections: None,
+            max_requests_per_second: None,
+            bandwidth: None,
+            ca: None,
+            cert: None,
+            key: None,
+            insecure: false,
+            proxy: None,
         }
     }
 }
 
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { reserve: 10 }
+    }
+}
+
 impl Upstream {
+    /// The pins, read; what is no digest was refused before.
+    #[must_use]
+    pub fn pins(&self) -> std::collections::HashMap<String, crate::digest::Digest> {
+        let read = |(tag, digest): (&String, &String)| {
+            Some((tag.clone(), crate::digest::Digest::parse(digest).ok()?))
+        };
+        self.pins.iter().filter_map(read).collect()
+    }
+
     /// The upstream that `NAME: {}` stands for: the well-known endpoint and aliases, or
     /// `https://NAME`. `None` where the name cannot stand in a URL.
     #[must_use]
@@ -90,6 +121,22 @@ pub(super) fn well_known(name: &str) -> (String, &'static [&'static str]) {
     match WELL_KNOWN.iter().find(|(known, ..)| *known == name) {
         Some((_, endpoint, aliases)) => ((*endpoint).to_owned(), aliases),
         None => (format!("https://{name}"), &[]),
+    }
+}
+
+impl Default for Hosted {
+    fn default() -> Self {
+        Self {
+            repositories: Vec::new(),
+            sparse: false,
+            max_blob_size: Size::gib(0),
+            immutable: Vec::new(),
+            quotas: Vec::new(),
+            gc_grace: Span::secs(7 * 24 * 3600),
+            gc_interval: Span::secs(3600),
+            upload_expiry: Span::secs(24 * 3600),
+            events: Vec::new(),
+        }
     }
 }
 
@@ -119,12 +166,18 @@ mod tests {
     use super::*;
     use crate::config::Loaded;
 
+    /// What the built-in file says beyond the defaults: it hosts names of one component.
+    fn built_in() -> Config {
+        let hosted = Hosted { repositories: vec!["*".to_owned()], ..Hosted::default() };
+        Config { hosted, ..Config::default() }
+    }
+
     #[test]
     fn the_built_in_configuration_is_the_default() {
         let Loaded { config, warnings, .. } =
             Config::load(None, [], &crate::config::Overrides::default()).unwrap();
         let json = |config: &Config| serde_json::to_value(config).unwrap();
-        assert_eq!(json(&config), json(&Config::default()));
+        assert_eq!(json(&config), json(&built_in()));
         assert!(warnings.is_empty());
     }
 
@@ -133,11 +186,19 @@ mod tests {
         let text = crate::config::init();
         let json = serde_json::to_value(Config::default()).unwrap();
         let hub = &json["upstreams"]["docker.io"];
-        let sections = [&json, &json["cache"], &json["server"], &json["log"], hub];
+        let sections = [
+            &json,
+            &json["cache"],
+            &json["hosted"],
+            &json["server"],
+            &json["log"],
+            hub,
+            &hub["ratelimit"],
+        ];
         let keys = sections.into_iter().flat_map(|section| section.as_object().unwrap().keys());
-        for key in
-            keys.map(String::as_str).chain(["private", "username", "password", "password_file"])
-        {
+        let others = ["private", "username", "password", "password_file", "max_connections"];
+        let more = ["max_requests_per_second", "bandwidth", "ca", "cert", "key", "proxy", "probe"];
+        for key in keys.map(String::as_str).chain(others).chain(more) {
             let named =
                 |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key}:"));
             assert!(text.lines().any(named), "{key}");
@@ -147,7 +208,8 @@ mod tests {
     #[test]
     fn the_values_behind_a_mark_are_the_defaults() {
         // Takes the mark off every `# key: value` that the sample calls a default.
-        let examples = ["username", "password", "password_file", "private", "auth: #"];
+        let examples = ["username", "password", "password_file", "private", "bandwidth", "probe"];
+        let examples = [examples.as_slice(), &["max_requests_per_second"]].concat();
         let open = |line: &str| {
             let bare = line.trim_start();
             let Some((key, value)) = bare.strip_prefix("# ").and_then(|rest| rest.split_once(": "))
@@ -165,7 +227,7 @@ mod tests {
         let loaded =
             Config::parse("opened", &text.join("\n")).unwrap_or_else(|faults| panic!("{faults}"));
         let json = |config: &Config| serde_json::to_value(config).unwrap();
-        assert_eq!(json(&loaded.config), json(&Config::default()));
+        assert_eq!(json(&loaded.config), json(&built_in()));
         let opened = loaded.origins.keys().filter(|path| path.len() > 1).count();
         assert!(opened > 20, "only {opened} keys were found");
     }

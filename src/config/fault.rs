@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::read::HIDDEN;
+use super::auth::HIDDEN;
 use super::tree::Origin;
 
 /// After so many faults the rest is noise, and a hostile file would keep us busy.

@@ -13,8 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use units::{Free, Size, Span};
 
+mod auth;
 mod check;
+mod check_auth;
 mod check_clients;
+mod check_hosted;
 mod check_upstreams;
 pub mod clients;
 mod de;
@@ -32,6 +35,7 @@ pub mod tls;
 mod tree;
 pub mod units;
 
+pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
 pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
@@ -63,6 +67,8 @@ pub struct Config {
     /// Who may come in. Absent: everybody who reaches the port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clients: Option<Clients>,
+    /// The repositories that live here, beside the mirror. Default: none.
+    pub hosted: Hosted,
     /// How the server treats its connections.
     pub server: Server,
     /// What is written to standard error.
@@ -84,7 +90,7 @@ pub struct Listen {
     pub serves: Vec<String>,
     /// The base URL that clients know this address by, for the token service. Default: as the
     /// request says.
-    #[serde(serialize_with = "read::write_url", skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "read::write_optional", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub url: Option<url::Url>,
 }
@@ -123,6 +129,10 @@ pub struct Upstream {
     pub hosts: Vec<String>,
     /// How long a tag's answer is believed without asking again. Default `60s`.
     pub tag_ttl: Span,
+    /// A tag that has moved less than this long ago keeps its previous digest. Default `0s`.
+    pub cooldown: Span,
+    /// Tags that stand for one digest, whatever the upstream says: `repository:tag` to digest.
+    pub pins: BTreeMap<String, String>,
     /// With which credentials the upstream is asked. Default `anonymous`.
     pub auth: Auth,
     /// Repository patterns that may be pulled; empty allows all. `deny` wins.
@@ -135,38 +145,110 @@ pub struct Upstream {
     /// Default: true where an endpoint itself names such an address, else false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub private: Option<bool>,
+    /// Whether an image's other layers are fetched once a client has asked for the first. Default
+    /// `true`; layers that the client has already are fetched all the same.
+    pub prefetch: bool,
     /// Deadline for a connection, TLS included. Default `5s`.
     pub connect_timeout: Span,
     /// Deadline for the first byte of an answer. Default `15s`.
     pub response_timeout: Span,
     /// A transfer without a byte for this long counts as broken. Default `30s`.
     pub stall_timeout: Span,
+    /// How often the endpoints are asked whether they are there. Default: only pulls tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Span>,
+    /// How the upstream's limit of requests is spared.
+    pub ratelimit: RateLimit,
+    /// Requests under way at once, transfers included; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+    /// Requests sent in a second; more wait. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests_per_second: Option<u32>,
+    /// Bytes fetched in a second, shared fairly by all transfers. Default: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Size>,
+    /// Certificates that are trusted besides the system's, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The certificate that this mirror shows to the endpoints, as PEM; goes with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// The key of `cert`, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Whether the endpoints' own certificates go unchecked; those of hosts that they name do not.
+    pub insecure: bool,
+    /// The proxy to go through; without it, the usual variables of the environment count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub proxy: Option<Proxy>,
 }
 
-/// With which credentials an upstream is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Auth {
-    /// None of our own: public content only.
-    #[default]
-    Anonymous,
-    /// A fixed user.
-    Static {
-        /// The name to log in with.
-        username: String,
-        /// Where the password comes from.
-        password: Password,
-    },
-    /// The caller's own, by whose right he is answered.
-    Passthrough(Passthrough),
+/// How an upstream's limit of requests is spared.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimit {
+    /// What is kept for content that is not held: when no more than this is left, held tags are
+    /// served without asking; never more than a tenth of the limit. Default `10`.
+    pub reserve: u64,
 }
 
-/// Where a password comes from. `Debug` and `Serialize` never show it.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Password {
-    /// Written in the configuration, possibly through `${NAME}`.
-    Inline(String),
-    /// Read from a file, again whenever the file changes; trailing line ends are dropped.
-    File(PathBuf),
+/// The repositories that live here and can be pushed to. A name that is hosted is never asked
+/// upstream, whatever exists.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hosted {
+    /// Patterns of the names that live here: `*` for names of one component, `team/**`. Empty
+    /// hosts nothing, and pushes are refused.
+    pub repositories: Vec<String>,
+    /// Whether a manifest may name content that is not there. Default `false`.
+    pub sparse: bool,
+    /// The largest blob that is taken; 0 takes any. Default `0`.
+    pub max_blob_size: Size,
+    /// Tags that can be set once and neither moved nor deleted.
+    pub immutable: Vec<Immutable>,
+    /// How much repositories may hold.
+    pub quotas: Vec<Quota>,
+    /// How long content stays that no tag and no referrer holds. Default `7d`.
+    pub gc_grace: Span,
+    /// How often such content is looked for; 0 leaves it to `pierhead gc`. Default `1h`.
+    pub gc_interval: Span,
+    /// How long an upload may rest before it is given up. Default `1d`.
+    pub upload_expiry: Span,
+    /// Who is told of pushes, deletions and first pulls, as `CloudEvents`.
+    pub events: Vec<EventSink>,
+}
+
+/// Somebody who is told what happens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventSink {
+    /// Where the events are posted to.
+    pub url: String,
+    /// A file with the token that is shown there; read for each event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Tags that can be set once.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Immutable {
+    /// Patterns of repositories.
+    pub repositories: Vec<String>,
+    /// Patterns of tags, such as `v*`.
+    pub tags: Vec<String>,
+}
+
+/// How much each repository that fits a pattern may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Patterns of repositories.
+    pub repositories: Vec<String>,
+    /// Bytes of its content, whoever else holds the same.
+    pub max_size: Size,
 }
 
 /// How the server treats its connections.

@@ -1,24 +1,18 @@
-//! How addresses, endpoints and credentials are written: the short forms beside the long ones.
+//! How addresses and endpoints are written: the short forms beside the long ones.
 //!
-//! Every refusal says what to write instead, as it is all that an operator sees. No password is
-//! ever printed, neither by a refusal nor by `Debug` nor by `Serialize`.
+//! Every refusal says what to write instead, as it is all that an operator sees.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::ser::SerializeStruct;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-use super::{Auth, Listen, Passthrough, Password, Tls};
-
-/// What stands where a secret would.
-pub(super) const HIDDEN: &str = "<hidden>";
+use super::{Listen, Tls};
 
 // --- addresses ---------------------------------------------------------------------------------
 
@@ -180,12 +174,20 @@ pub(super) fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ve
     Ok(all.into_iter().map(|Endpoint(url)| url).collect())
 }
 
-#[expect(clippy::ref_option, reason = "serde hands the field over as it is")]
-pub(super) fn write_url<S: Serializer>(
+/// For a URL that may be absent.
+pub(super) fn optional_endpoint<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Url>, D::Error> {
+    let text = Option::<Cow<'_, str>>::deserialize(deserializer)?;
+    text.map(|text| endpoint(&text).map_err(D::Error::custom)).transpose()
+}
+
+#[expect(clippy::ref_option, reason = "serde hands a field over as it is")]
+pub(super) fn write_optional<S: Serializer>(
     url: &Option<Url>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&url.as_ref().map_or("", Url::as_str).trim_end_matches('/'))
+    url.as_ref().map(|url| url.as_str().trim_end_matches('/')).serialize(serializer)
 }
 
 pub(super) fn write_endpoints<S: Serializer>(
@@ -197,159 +199,6 @@ pub(super) fn write_endpoints<S: Serializer>(
         "/" => url.as_str().trim_end_matches('/'),
         _ => url.as_str(),
     }))
-}
-
-// --- credentials -------------------------------------------------------------------------------
-
-/// What `auth` may be, for every refusal.
-const AUTH_FORMS: &str =
-    "write `anonymous`, `passthrough`, or a map with username and either password or password_file";
-
-/// Words and keys that the documentation promises for later versions.
-const AUTH_LATER: &[&str] = &["docker-config", "helper", "ecr", "gcp", "acr"];
-
-fn auth_later(word: &str) -> String {
-    format!("this version cannot do `{word}` yet; {AUTH_FORMS}")
-}
-
-impl<'de> Deserialize<'de> for Auth {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AuthVisitor)
-    }
-}
-
-struct AuthVisitor;
-
-impl<'de> Visitor<'de> for AuthVisitor {
-    type Value = Auth;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`anonymous` or a map with username and either password or password_file")
-    }
-
-    fn visit_str<E: Error>(self, word: &str) -> Result<Auth, E> {
-        match word {
-            "anonymous" => Ok(Auth::Anonymous),
-            "passthrough" => Ok(Auth::Passthrough(Passthrough::default())),
-            _ if AUTH_LATER.contains(&word) => Err(E::custom(auth_later(word))),
-            // Not repeated: `user:password` is a likely slip.
-            _ => Err(E::custom(format!("this is no way to log in; {AUTH_FORMS}"))),
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Auth, A::Error> {
-        AuthForm::deserialize(MapAccessDeserializer::new(map))?.auth().map_err(A::Error::custom)
-    }
-}
-
-/// Every key that may stand in the map; which of them go together is for [`AuthForm::auth`].
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AuthForm {
-    username: Option<String>,
-    password: Option<String>,
-    password_file: Option<PathBuf>,
-    helper: Option<IgnoredAny>,
-    passthrough: Option<Passthrough>,
-    ecr: Option<IgnoredAny>,
-    gcp: Option<IgnoredAny>,
-    acr: Option<IgnoredAny>,
-}
-
-impl AuthForm {
-    fn auth(self) -> Result<Auth, String> {
-        let later =
-            [("helper", self.helper), ("ecr", self.ecr), ("gcp", self.gcp), ("acr", self.acr)];
-        if let Some((word, _)) = later.iter().find(|(_, given)| given.is_some()) {
-            return Err(auth_later(word));
-        }
-        if let Some(settings) = self.passthrough {
-            return match self.username {
-                None => Ok(Auth::Passthrough(settings)),
-                Some(_) => Err("both passthrough and a fixed user are given; keep one".to_owned()),
-            };
-        }
-        let username = self.username.ok_or("the key `username` is missing; add it")?;
-        let password = match (self.password, self.password_file) {
-            (Some(text), None) => Password::Inline(text),
-            (None, Some(path)) => Password::File(path),
-            (None, None) => {
-                return Err("the password is missing; add password or password_file".to_owned());
-            }
-            (Some(_), Some(_)) => {
-                return Err("both password and password_file are given; keep one".to_owned());
-            }
-        };
-        Ok(Auth::Static { username, password })
-    }
-}
-
-impl Serialize for Auth {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Anonymous => serializer.serialize_str("anonymous"),
-            Self::Passthrough(settings) => {
-                let mut map = serializer.serialize_struct("Auth", 1)?;
-                map.serialize_field("passthrough", settings)?;
-                map.end()
-            }
-            Self::Static { username, password } => {
-                let mut map = serializer.serialize_struct("Auth", 2)?;
-                map.serialize_field("username", username)?;
-                match password {
-                    Password::Inline(_) => map.serialize_field("password", HIDDEN)?,
-                    Password::File(path) => map.serialize_field("password_file", path)?,
-                }
-                map.end()
-            }
-        }
-    }
-}
-
-impl JsonSchema for Auth {
-    fn schema_name() -> Cow<'static, str> {
-        "Auth".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let passthrough = generator.subschema_for::<Passthrough>();
-        let text = |what: &str| json_schema!({ "type": "string", "description": what });
-        json_schema!({
-            "description": "With which credentials an upstream is asked.",
-            "oneOf": [
-                { "const": "anonymous", "description": "None of our own: public content only." },
-                { "const": "passthrough", "description": "The caller's own." },
-                {
-                    "description": "The caller's own, with how long answers are remembered.",
-                    "type": "object",
-                    "properties": { "passthrough": passthrough },
-                    "required": ["passthrough"],
-                    "additionalProperties": false,
-                },
-                {
-                    "description": "A fixed user.",
-                    "type": "object",
-                    "properties": {
-                        "username": text("The name to log in with."),
-                        "password": text("The password, best as ${NAME}."),
-                        "password_file": text("A file that holds the password."),
-                    },
-                    "required": ["username"],
-                    "oneOf": [{ "required": ["password"] }, { "required": ["password_file"] }],
-                    "additionalProperties": false,
-                },
-            ],
-        })
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Inline(_) => write!(f, "Inline({HIDDEN})"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -392,13 +241,5 @@ mod tests {
         }
         let error = endpoint("https://user:hunter2@ghcr.io").unwrap_err();
         assert!(error.contains("auth:") && !error.contains("hunter2"), "{error}");
-    }
-
-    #[test]
-    fn a_password_is_never_printed() {
-        let auth =
-            Auth::Static { username: "u".into(), password: Password::Inline("hunter2".into()) };
-        let text = format!("{auth:?} {}", serde_json::to_string(&auth).unwrap());
-        assert!(text.contains(HIDDEN) && !text.contains("hunter2"), "{text}");
     }
 }

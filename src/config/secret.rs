@@ -6,6 +6,8 @@ use super::hosts;
 
 /// No registry's password or token is longer.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+/// A bundle of certificates can be longer.
+const PEM_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// What is wrong with a password.
 pub(super) fn wrong(password: &str) -> Option<String> {
@@ -19,7 +21,7 @@ pub(super) fn wrong(password: &str) -> Option<String> {
 
 /// What is wrong with a file that holds a password; its trailing line breaks do not count.
 pub(super) fn wrong_file(path: &Path) -> Option<String> {
-    let text = match read(path) {
+    let text = match read(path, PASSWORD_BYTES_MAX) {
         Ok(text) => text,
         Err(why) => {
             let remedy = hosts::file_path(path).unwrap_or("check the path and its permissions");
@@ -33,14 +35,36 @@ pub(super) fn wrong_file(path: &Path) -> Option<String> {
     Some(format!("in the file {}: {wrong}", path.display()))
 }
 
+/// What is wrong with a file of certificates or keys.
+pub(super) fn wrong_pem(path: &Path) -> Option<String> {
+    let why = match read(path, PEM_BYTES_MAX) {
+        Ok(text) if text.contains("-----BEGIN ") => return None,
+        Ok(_) => "it is not PEM".to_owned(),
+        Err(why) => why,
+    };
+    let remedy = hosts::file_path(path).unwrap_or("check the path and its permissions");
+    Some(format!("the file {} cannot be used ({why}); {remedy}", path.display()))
+}
+
+/// What is wrong with a file that holds the key of a service account.
+pub(super) fn wrong_key_file(path: &Path) -> Option<String> {
+    let why = match read(path, PASSWORD_BYTES_MAX) {
+        Ok(text) if text.contains("private_key") => return None,
+        Ok(_) => "it holds no private key".to_owned(),
+        Err(why) => why,
+    };
+    let remedy = hosts::file_path(path).unwrap_or("check the path and its permissions");
+    Some(format!("the key file {} cannot be used ({why}); {remedy}", path.display()))
+}
+
 #[expect(clippy::disallowed_methods, reason = "a few bytes, before anything is served")]
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path, max: u64) -> Result<String, String> {
     let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
     // Anything else, a pipe for one, could block for ever.
     if !about.is_file() {
         return Err("it is not a file".to_owned());
     }
-    if about.len() > PASSWORD_BYTES_MAX {
+    if about.len() > max {
         return Err(format!("it has {} bytes", about.len()));
     }
     std::fs::read_to_string(path).map_err(|error| error.to_string())

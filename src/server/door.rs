@@ -12,7 +12,7 @@ use crate::config::Act;
 use crate::doors::{Caller, Door};
 use crate::error::{Error, Kind, Result};
 use crate::respond::{self, Answer};
-use crate::route::{Action, Target};
+use crate::route::{Action, Push, Target};
 use crate::scope::{ASK_BYTES_MAX, Asked};
 use crate::store::Place;
 use crate::transport::Peer;
@@ -36,7 +36,7 @@ impl Mirror {
             };
             self.token(door, request, form.as_deref().map(Vec::as_slice)).await
         } else {
-            self.answer(door, request, account).await
+            self.answer(door, request, session, account).await
         };
         match outcome {
             Ok(answer) => answer,
@@ -93,6 +93,20 @@ impl Mirror {
         self.doors.grant(&caller, asked)
     }
 
+    /// Decides whether something hosted may be asked for, and in a mount also what it is taken from.
+    pub(super) fn admit_hosted(
+        &self,
+        door: &Door,
+        caller: &Caller,
+        target: &Target,
+        action: &Action,
+    ) -> Result<()> {
+        if !door.serves("hosted") {
+            return Err(Error::new(Kind::NameUnknown, "nothing is hosted at this address"));
+        }
+        self.doors.allow(caller, target, act_of(action))
+    }
+
     /// Decides whether a request may be answered at all, before anything is looked up.
     pub(super) fn admit(&self, door: &Door, caller: &Caller, target: &Target) -> Result<&Origin> {
         let served = self.origins.get(&target.upstream).filter(|_| door.serves(&target.upstream));
@@ -137,4 +151,13 @@ impl Origin {
 /// The user that the connection's certificate names.
 pub(super) fn certificate(session: &ServerSession) -> Option<Arc<str>> {
     session.digest()?.ssl_digest.as_ref()?.extension.get::<Peer>()?.user.clone()
+}
+
+/// What the rules call it.
+pub(super) fn act_of(action: &Action) -> Act {
+    match action {
+        Action::Push(Push::DeleteManifest(_) | Push::DeleteBlob(_)) => Act::Delete,
+        Action::Push(_) => Act::Push,
+        _ => Act::Pull,
+    }
 }

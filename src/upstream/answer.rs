@@ -1,11 +1,13 @@
 //! An upstream's answer, read piece by piece and never without a bound.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 
+use super::health::Health;
+use super::manners::{Pace, Place};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 
@@ -16,6 +18,13 @@ pub struct Answer {
     pub(super) stall_timeout: Duration,
     pub(super) upstream: Arc<str>,
     pub(super) metrics: Arc<Metrics>,
+    /// The health of the endpoint that it came through.
+    pub(super) health: Arc<Health>,
+    pub(super) pace: Option<Arc<Pace>>,
+    /// A piece that has come and waits for its turn.
+    pub(super) waiting: Option<Bytes>,
+    /// The place among the requests under way, until the end.
+    pub(super) place: Place,
 }
 
 impl Answer {
@@ -36,13 +45,23 @@ impl Answer {
     /// `Unavailable` where the transfer breaks or stalls.
     pub async fn piece(&mut self) -> Result<Option<Bytes>> {
         let broken = |why: &str| {
+            self.health.broke(Instant::now());
             Error::new(Kind::Unavailable, format!("the transfer from {} {why}", self.upstream))
         };
+        if let Some(piece) = self.waiting.take() {
+            return Ok(Some(piece)); // the wait for its turn was given up
+        }
         match tokio::time::timeout(self.stall_timeout, self.response.chunk()).await {
             Err(_) => Err(broken("stalled")),
             Ok(Err(e)) => Err(broken("broke off").because(e.without_url())),
             Ok(Ok(piece)) => {
-                self.metrics.upstream_bytes(&self.upstream, piece.as_ref().map_or(0, Bytes::len));
+                let bytes = piece.as_ref().map_or(0, Bytes::len);
+                self.metrics.upstream_bytes(&self.upstream, bytes);
+                if let Some(pace) = &self.pace {
+                    self.waiting = piece;
+                    pace.spend(bytes).await;
+                    return Ok(self.waiting.take());
+                }
                 Ok(piece)
             }
         }

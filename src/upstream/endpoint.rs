@@ -1,5 +1,6 @@
 //! One base URL of an upstream, with what was learnt of it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RwLock;
@@ -22,19 +23,27 @@ pub(super) struct Endpoint {
     pub(super) challenge: RwLock<Option<Challenge>>,
     /// How far away it is, by the last address connected to.
     reach: AtomicU8,
-    pub(super) health: Health,
+    /// Whether that was configured, so that no address changes it.
+    fixed: bool,
+    pub(super) health: Arc<Health>,
 }
 
 impl Endpoint {
-    pub(super) fn new(url: &Url) -> Self {
+    pub(super) fn new(url: &Url, private: Option<bool>) -> Self {
         // Until it was connected to, a name is taken for public: the cautious guess.
-        let reach = redirect::literal(url).and_then(Reach::of).unwrap_or(Reach::Public);
+        let literal = redirect::literal(url).and_then(Reach::of);
+        let reach = match private {
+            Some(true) => literal.unwrap_or(Reach::Private).max(Reach::Private),
+            Some(false) => Reach::Public,
+            None => literal.unwrap_or(Reach::Public),
+        };
         Self {
             url: url.clone(),
             authority: redirect::authority(url),
             challenge: RwLock::new(None),
             reach: AtomicU8::new(reach as u8),
-            health: Health::default(),
+            fixed: private.is_some(),
+            health: Arc::default(),
         }
     }
 
@@ -48,6 +57,9 @@ impl Endpoint {
 
     /// Notes how far away it was when last connected to.
     pub(super) fn set_reach(&self, reach: Reach) {
+        if self.fixed {
+            return;
+        }
         self.reach.store(reach as u8, Ordering::Relaxed);
     }
 

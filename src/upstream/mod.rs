@@ -4,32 +4,53 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use url::Url;
 
+use self::access::Access;
+use self::accounts::{Accounts, Turn};
 use self::address::Reach;
 use self::answer::read_up_to;
 use self::ask::{Ask, Object};
 use self::client::Clients;
-use self::credentials::Credentials;
 use self::endpoint::Endpoint;
-use self::token::{Bearer, Challenge, Token};
+use self::manners::{Manners, Place};
+use self::wire::Wire;
 use crate::config;
 use crate::error::{Error, Kind, Result};
-use crate::limits::{ANSWER_WITHIN, ERROR_BODY_BYTES_MAX, REDIRECTS_MAX, TOKEN_BYTES_MAX};
+use crate::limits::{ANSWER_WITHIN, ERROR_BODY_BYTES_MAX, REDIRECTS_MAX};
 use crate::metrics::Metrics;
 
+mod access;
+mod accounts;
+#[cfg(feature = "cloud-auth")]
+mod acr;
 pub mod address;
 mod answer;
 pub mod ask;
+mod budget;
 mod client;
+#[cfg(feature = "cloud-auth")]
+mod cloud;
 pub mod credentials;
+mod docker;
+#[cfg(feature = "cloud-auth")]
+mod ecr;
 mod endpoint;
+#[cfg(feature = "cloud-auth")]
+mod gcp;
 mod health;
+mod helper;
+mod manners;
 pub mod redirect;
 pub mod token;
+mod wire;
 
 pub use self::answer::Answer;
+
+/// Requests to one endpoint for one question: one to hear its challenge, one to meet it, one with
+/// what was held renewed.
+const TURNS_MAX: u32 = 3;
 
 /// How hard to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,21 +64,16 @@ pub enum Patience {
 /// Whose credentials an upstream is asked with: a keyed hash of them, or ours.
 pub type Who = Option<[u8; 32]>;
 
-/// Tokens by whose they are, realm, service and scope.
-type Tokens = moka::future::Cache<(Who, Bearer, String), Token>;
-
 /// An upstream registry.
 #[derive(Debug)]
 pub struct Upstream {
     name: Arc<str>,
     endpoints: Arc<Vec<Endpoint>>,
-    clients: Arc<Clients>,
-    credentials: Credentials,
-    who: Who,
-    /// One fetch for any number of waiters.
-    tokens: Tokens,
-    realms: Vec<String>,
-    response_timeout: Duration,
+    wire: Arc<Wire>,
+    access: Access,
+    accounts: Accounts,
+    anonymous: bool,
+    manners: Arc<Manners>,
     stall_timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -68,44 +84,95 @@ impl Upstream {
     /// # Errors
     /// `Internal` where the HTTP client cannot be built.
     pub fn new(name: &str, config: &config::Upstream, metrics: Arc<Metrics>) -> Result<Self> {
-        let tokens =
-            moka::future::Cache::builder().max_capacity(10_000).expire_after(TokenLife).build();
+        let name: Arc<str> = name.into();
         Ok(Self {
-            name: name.into(),
-            endpoints: Arc::new(config.endpoints.iter().map(Endpoint::new).collect()),
-            clients: Arc::new(Clients::new(config.connect_timeout.get())?),
-            credentials: Credentials::new(config.auth.clone()),
-            who: None,
-            tokens,
-            realms: config.realms.clone(),
-            response_timeout: config.response_timeout.get(),
+            endpoints: Arc::new(
+                config.endpoints.iter().map(|url| Endpoint::new(url, config.private)).collect(),
+            ),
+            wire: Arc::new(Wire {
+                upstream: Arc::clone(&name),
+                clients: Clients::new(&name, config)?,
+                response_timeout: config.response_timeout.get(),
+            }),
+            access: Access::new(&name, config.realms.clone()),
+            accounts: Accounts::new(
+                &name,
+                &config.auth,
+                &config.endpoints,
+                config.ratelimit.reserve,
+            )?,
+            anonymous: config.auth.accounts().iter().all(|a| *a == config::Auth::Anonymous),
+            manners: Arc::new(Manners::new(&name, config)),
             stall_timeout: config.stall_timeout.get(),
             metrics,
+            name,
         })
     }
 
     /// The same upstream, asked with a caller's own credentials. What was learnt of its endpoints
     /// is shared; tokens are kept apart by `who`, the credentials' keyed hash.
-    pub fn as_caller(&self, username: &str, password: &str, who: [u8; 32]) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// Never in practice: nothing is set up for a name and a password.
+    pub fn as_caller(&self, username: &str, password: &str, who: [u8; 32]) -> Result<Arc<Self>> {
         let password = config::Password::Inline(password.to_owned());
         let auth = config::Auth::Static { username: username.to_owned(), password };
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             name: Arc::clone(&self.name),
             endpoints: Arc::clone(&self.endpoints),
-            clients: Arc::clone(&self.clients),
-            credentials: Credentials::new(auth),
-            who: Some(who),
-            tokens: self.tokens.clone(),
-            realms: self.realms.clone(),
-            response_timeout: self.response_timeout,
+            wire: Arc::clone(&self.wire),
+            access: self.access.for_caller(who),
+            accounts: Accounts::new(&self.name, &auth, &[], 0)?,
+            anonymous: false,
+            manners: Arc::clone(&self.manners),
             stall_timeout: self.stall_timeout,
             metrics: Arc::clone(&self.metrics),
-        })
+        }))
+    }
+
+    /// Whether it is asked without credentials, so that all it shows is public.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
     }
 
     /// The configured name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Asks every endpoint now and then whether it is there, for as long as the upstream is used:
+    /// one that is down is tried last before a pull has found out, and first again once it is back.
+    pub fn watch(self: &Arc<Self>, every: Duration) {
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(upstream) = weak.upgrade() else { return };
+                for endpoint in upstream.endpoints.iter() {
+                    upstream.probe(endpoint).await;
+                }
+            }
+        });
+    }
+
+    async fn probe(&self, endpoint: &Endpoint) {
+        let started = Instant::now();
+        let Ok(url) = endpoint.join("") else { return };
+        let request = self.wire.clients.own().get(url.clone());
+        let answer = self.wire.exchange(request, &url, started + ANSWER_WITHIN).await;
+        // A refusal is an answer too: it is there.
+        let up = answer.is_ok_and(|answer| !answer.status().is_server_error());
+        self.metrics.upstream_up(&self.name, &endpoint.authority, up);
+        if up {
+            endpoint.health.succeeded(started.elapsed(), Instant::now());
+        } else {
+            endpoint.health.broke(Instant::now());
+        }
+    }
+
+    /// Whether little is left of the upstream's limit, so that what nobody waits for is left out.
+    pub fn is_low(&self) -> bool {
+        self.accounts.are_low()
     }
 
     /// Asks the endpoints in turn, healthy ones first, until one answers. Dropping the future drops
@@ -116,19 +183,33 @@ impl Upstream {
     /// every endpoint was tried.
     pub async fn ask(&self, ask: &Ask, patience: Patience) -> Result<Answer> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let mut round = 0;
+        let (mut round, mut limited) = (0, 0);
         loop {
-            let error = match self.ask_each(ask, deadline).await {
-                Ok(answer) => return Ok(answer),
+            let turn = self.accounts.turn(ask, patience, deadline).await?;
+            let place = self.manners.enter(ask, deadline).await?;
+            let error = match self.ask_each(ask, &turn, deadline).await {
+                Ok(mut answer) => {
+                    turn.answered();
+                    answer.place = place;
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
-            let pause = health::pause(
-                round,
-                error.wait().filter(|_| error.kind() == Kind::TooManyRequests),
-            );
-            let tries_left = round + 1 < health::ROUNDS_MAX
-                && error.is_outage()
-                && error.kind() != Kind::BadUpstream;
+            if error.kind() == Kind::TooManyRequests {
+                // Everybody is told; another account may answer at once, else the turn waits.
+                turn.limited(error.wait());
+                limited += 1;
+                if limited > self.accounts.count() {
+                    return Err(error);
+                }
+                continue;
+            }
+            if !error.is_outage() {
+                turn.answered();
+            }
+            drop((turn, place));
+            let pause = health::pause(round);
+            let tries_left = round + 1 < health::ROUNDS_MAX && error.kind() == Kind::Unavailable;
             if patience == Patience::Brief
                 || !tries_left
                 || Instant::now() + pause + Duration::from_secs(1) > deadline
@@ -140,25 +221,29 @@ impl Upstream {
         }
     }
 
-    async fn ask_each(&self, ask: &Ask, deadline: Instant) -> Result<Answer> {
-        let mut order: Vec<&Endpoint> = self.endpoints.iter().collect();
-        order.sort_by_key(|e| e.health.is_open(Instant::now()));
+    async fn ask_each(&self, ask: &Ask, turn: &Turn<'_>, deadline: Instant) -> Result<Answer> {
         let mut worst: Option<Error> = None;
-        for endpoint in order {
-            let error = match self.attempt(endpoint, ask, deadline).await {
+        for endpoint in self.order() {
+            let started = Instant::now();
+            let outcome = self.attempt(endpoint, ask, turn, deadline).await;
+            let answered = || endpoint.health.succeeded(started.elapsed(), Instant::now());
+            let error = match outcome {
                 Ok(answer) => {
-                    endpoint.health.succeeded();
+                    answered();
                     self.metrics.upstream_up(&self.name, &endpoint.authority, true);
                     return Ok(answer);
                 }
                 Err(error) => error,
             };
+            if error.kind() == Kind::NoLogin {
+                return Err(error); // no endpoint's fault, and no other one would do better
+            }
             if error.is_outage() {
                 endpoint.health.failed(Instant::now());
                 self.metrics.upstream_up(&self.name, &endpoint.authority, false);
                 tracing::warn!(upstream = %self.name, endpoint = %endpoint.authority, error = ?error, "upstream endpoint failed");
             } else {
-                endpoint.health.succeeded();
+                answered();
             }
             worst = Some(match worst.take() {
                 Some(before) if before.is_outage() => before,
@@ -170,17 +255,45 @@ impl Upstream {
         }))
     }
 
-    /// One endpoint, with its token renewed once where it is refused.
-    async fn attempt(&self, endpoint: &Endpoint, ask: &Ask, deadline: Instant) -> Result<Answer> {
+    /// The endpoints as they are to be tried: as configured, slow ones later, broken ones last.
+    fn order(&self) -> Vec<&Endpoint> {
+        let now = Instant::now();
+        let best = self.endpoints.iter().filter_map(|e| e.health.latency(now)).min();
+        let mut order: Vec<_> =
+            self.endpoints.iter().map(|e| (e.health.place(best, now), e)).collect();
+        order.sort_by_key(|(place, _)| *place);
+        order.into_iter().map(|(_, endpoint)| endpoint).collect()
+    }
+
+    /// One endpoint, with its challenge met and what has ended renewed once.
+    async fn attempt(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask,
+        turn: &Turn<'_>,
+        deadline: Instant,
+    ) -> Result<Answer> {
         let started = Instant::now();
-        let known = endpoint.challenge.read().clone();
-        let mut response = self.send(endpoint, ask, known.as_ref(), deadline).await?;
-        if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(challenge) = Challenge::read(response.headers())
-        {
-            let challenge = self.learn(endpoint, known, challenge, ask).await;
-            response = self.send(endpoint, ask, Some(&challenge), deadline).await?;
-        }
+        let mut renewed = false;
+        let mut turns = 0;
+        let response = loop {
+            let shown = self.access.show(&self.wire, turn.who(), endpoint, ask, deadline).await?;
+            let authorization = shown.authorization.as_ref();
+            let sent = self.send(endpoint, ask, authorization, deadline).await;
+            let response = sent.inspect_err(|_| {
+                self.metrics.upstream_error(&self.name, &endpoint.authority, ask.object.as_str());
+            })?;
+            turns += 1;
+            let status = response.status();
+            let learnt = status == StatusCode::UNAUTHORIZED
+                && Access::learn(endpoint, response.headers(), &shown);
+            let ended = !renewed && shown.may_have_ended(status);
+            renewed |= ended;
+            let fresh = ended && self.access.forget(turn.who().1, &shown).await;
+            if turns >= TURNS_MAX || !(learnt || fresh) {
+                break response;
+            }
+        };
         let status = response.status();
         self.metrics.upstream_request(
             &self.name,
@@ -190,6 +303,7 @@ impl Upstream {
             started.elapsed(),
         );
         self.metrics.rate_limit(&self.name, response.headers());
+        self.accounts.note(turn, response.headers());
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             let headers = response.headers().clone();
             let body = read_up_to(response, ERROR_BODY_BYTES_MAX, Duration::from_secs(2))
@@ -212,29 +326,11 @@ impl Upstream {
             stall_timeout: self.stall_timeout,
             upstream: Arc::clone(&self.name),
             metrics: Arc::clone(&self.metrics),
+            health: Arc::clone(&endpoint.health),
+            pace: self.manners.pace(),
+            waiting: None,
+            place: Place::default(),
         })
-    }
-
-    /// Takes in a challenge after a 401. Where one was known, its token has been refused: it is
-    /// dropped, and the realm that was known first is asked again.
-    async fn learn(
-        &self,
-        endpoint: &Endpoint,
-        known: Option<Challenge>,
-        fresh: Challenge,
-        ask: &Ask,
-    ) -> Challenge {
-        match (known, fresh) {
-            (Some(Challenge::Bearer(known)), Challenge::Bearer(fresh)) => {
-                let key = (self.who, known.clone(), ask.scope(&known));
-                self.tokens.invalidate(&key).await;
-                Challenge::Bearer(Bearer { scope: known.scope.or(fresh.scope), ..known })
-            }
-            (_, fresh) => {
-                *endpoint.challenge.write() = Some(fresh.clone());
-                fresh
-            }
-        }
     }
 
     /// Sends a question and follows its redirects.
@@ -242,12 +338,11 @@ impl Upstream {
         &self,
         endpoint: &Endpoint,
         ask: &Ask,
-        challenge: Option<&Challenge>,
+        authorization: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Result<reqwest::Response> {
-        let authorization = self.authorization(endpoint, ask, challenge, deadline).await?;
         let mut url = endpoint.join(&ask.path)?;
-        let mut client = self.clients.own();
+        let mut client = self.wire.clients.own();
         let mut method = ask.method.clone();
         let mut at_home = true;
         let mut reach = endpoint.reach();
@@ -256,17 +351,18 @@ impl Upstream {
                 .request(method.clone(), url.clone())
                 .header(ACCEPT, ask.accept)
                 .header(ACCEPT_ENCODING, "identity");
-            let probing = method == Method::GET && ask.method == Method::HEAD;
+            let probing = method != ask.method && ask.object == Object::Blob;
             match ask.range_header() {
                 Some(range) => request = request.header(RANGE, range),
                 None if probing => request = request.header(RANGE, "bytes=0-0"),
                 None => {}
             }
-            if let Some(value) = authorization.as_ref().filter(|_| at_home) {
+            if let Some(value) = authorization.filter(|_| at_home) {
                 request = request.header(AUTHORIZATION, value.clone());
             }
-            let response = self.exchange(request, &url, deadline).await?;
-            if let Some(from) = response.remote_addr().and_then(|a| Reach::of(a.ip())) {
+            let response = self.wire.exchange(request, &url, deadline).await?;
+            let address = response.remote_addr().filter(|_| !self.wire.clients.are_proxied());
+            if let Some(from) = address.and_then(|a| Reach::of(a.ip())) {
                 reach = from;
                 if at_home {
                     endpoint.set_reach(from);
@@ -281,15 +377,20 @@ impl Upstream {
                 return Ok(response); // GHCR sends askers to a web page: its way to lack the API
             }
             let hop = redirect::next(&self.name, &url, reach, location)?;
+            if self.wire.clients.is_proxy(&hop.url) {
+                let text = format!("{} redirects to this mirror's own proxy", self.name);
+                return Err(Error::new(Kind::BadUpstream, text));
+            }
             at_home &= hop.same_origin;
             if !hop.same_origin {
                 client = if self.is_own(&hop.url) {
-                    self.clients.own()
+                    self.wire.clients.own()
                 } else {
-                    self.clients.named_by(reach)
+                    self.wire.clients.named_by(reach)
                 };
-                // A URL signed for GET answers 403 to HEAD: one byte tells as much.
-                if ask.object == Object::Blob {
+                // A URL signed for GET answers 403 to HEAD: of a blob one byte tells as much.
+                let signed = hop.url.query().is_some();
+                if ask.object == Object::Blob || (ask.object == Object::Manifest && signed) {
                     method = Method::GET;
                 }
             }
@@ -319,144 +420,7 @@ impl Upstream {
         ))
     }
 
-    /// One request, with a deadline for the head of its answer.
-    async fn exchange(
-        &self,
-        request: reqwest::RequestBuilder,
-        url: &Url,
-        deadline: Instant,
-    ) -> Result<reqwest::Response> {
-        let left = deadline.saturating_duration_since(Instant::now()).min(self.response_timeout);
-        let host = redirect::authority(url);
-        let unavailable = |why: &str| {
-            Error::new(Kind::Unavailable, format!("{} cannot be reached: {host} {why}", self.name))
-        };
-        match tokio::time::timeout(left, request.send()).await {
-            Err(_) => {
-                Err(unavailable(&format!("did not answer within {} s", left.as_secs().max(1))))
-            }
-            Ok(Err(e)) if e.is_timeout() => {
-                Err(unavailable("did not accept the connection in time").because(e.without_url()))
-            }
-            Ok(Err(e)) if e.is_connect() => {
-                Err(unavailable("refused the connection or has no address")
-                    .because(e.without_url()))
-            }
-            Ok(Err(e)) => Err(unavailable("broke the connection off").because(e.without_url())),
-            Ok(Ok(response)) => Ok(response),
-        }
-    }
-
     fn is_own(&self, url: &Url) -> bool {
         self.endpoints.iter().any(|e| e.url.origin() == url.origin())
-    }
-
-    /// The `Authorization` for a question, by what the endpoint is known to want.
-    async fn authorization(
-        &self,
-        endpoint: &Endpoint,
-        ask: &Ask,
-        challenge: Option<&Challenge>,
-        deadline: Instant,
-    ) -> Result<Option<http::HeaderValue>> {
-        let sensitive = |text: String| {
-            let mut value = http::HeaderValue::from_str(&text)
-                .map_err(|e| Error::internal("credentials cannot stand in a header", e))?;
-            value.set_sensitive(true);
-            Ok(Some(value))
-        };
-        match challenge {
-            None => Ok(None),
-            Some(Challenge::Basic) => match self.credentials.login()? {
-                Some(login) => sensitive(login.basic()),
-                None => Ok(None),
-            },
-            Some(Challenge::Bearer(bearer)) => {
-                let key = (self.who, bearer.clone(), ask.scope(bearer));
-                let scope = key.2.clone();
-                let token = self
-                    .tokens
-                    .try_get_with(key, self.fetch_token(endpoint, bearer, scope, deadline))
-                    .await
-                    .map_err(|e| Error::clone(&e))?;
-                sensitive(format!("Bearer {}", token.value))
-            }
-        }
-    }
-
-    /// Asks the token service. By GET with Basic: POST is missing or broken on many.
-    async fn fetch_token(
-        &self,
-        endpoint: &Endpoint,
-        bearer: &Bearer,
-        scope: String,
-        deadline: Instant,
-    ) -> Result<Token> {
-        let login = self.credentials.login()?;
-        bearer.permit(
-            &self.name,
-            &endpoint.url,
-            endpoint.reach(),
-            &self.realms,
-            login.is_some(),
-        )?;
-        let url = bearer.url(&scope, login.as_ref().map(|l| l.username.as_str()));
-        let home = url.host() == endpoint.url.host()
-            || self.realms.iter().any(|r| Some(r.as_str()) == url.host_str());
-        let client =
-            if home { self.clients.own() } else { self.clients.named_by(endpoint.reach()) };
-        let mut request = client.get(url.clone()).header(ACCEPT, "application/json");
-        if let Some(login) = &login {
-            request = request.header(AUTHORIZATION, login.basic());
-        }
-        let response = self.exchange(request, &url, deadline).await?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body =
-            read_up_to(response, TOKEN_BYTES_MAX, self.response_timeout).await.map_err(|e| {
-                Error::new(
-                    Kind::Unavailable,
-                    format!("the token service of {} broke off", self.name),
-                )
-                .because(e)
-            })?;
-        let name = format!("the token service of {}", self.name);
-        match status.as_u16() {
-            200 => Token::read(&body, Instant::now()).map_err(|e| {
-                Error::new(Kind::BadUpstream, format!("{}: {e}", self.name)).because(e)
-            }),
-            401 | 403 => Err(Error::new(
-                Kind::Denied,
-                format!(
-                    "{name} refuses {} ({status}): it does not exist, or the upstream's `auth` needs credentials that may read it",
-                    scope.split(':').nth(1).unwrap_or(&scope)
-                ),
-            )),
-            429 => {
-                let error = Error::new(Kind::TooManyRequests, format!("{name} limits requests"));
-                Err(match ask::retry_after(&headers, std::time::SystemTime::now()) {
-                    Some(wait) => error.retry_after(wait),
-                    None => error,
-                })
-            }
-            500..=599 => Err(Error::new(Kind::Unavailable, format!("{name} answered {status}"))),
-            _ => Err(Error::new(
-                Kind::BadUpstream,
-                format!("{name} answered {status}, which is not expected"),
-            )),
-        }
-    }
-}
-
-/// Tokens leave the cache when they are due for renewal.
-struct TokenLife;
-
-impl moka::Expiry<(Who, Bearer, String), Token> for TokenLife {
-    fn expire_after_create(
-        &self,
-        _: &(Who, Bearer, String),
-        token: &Token,
-        now: Instant,
-    ) -> Option<Duration> {
-        Some(token.renew_at.saturating_duration_since(now))
     }
 }

@@ -356,3 +356,51 @@ async fn tokens_of_somebody_elses_service_are_believed_by_its_keys() {
         assert!(another.status >= 400, "a token makes no other token");
     }
 }
+
+#[tokio::test]
+async fn pushes_and_lists_of_hosted_repositories_go_by_the_rules() {
+    let upstream = Upstream::start().await;
+    let setup = before(&upstream);
+    let file = htpasswd(&setup, &[("ci", "pw"), ("eve", "pw")]);
+    let rules = r#"
+  rules:
+    - {users: [ci], actions: [pull, push], repositories: ["team/**"]}
+    - {users: [eve], actions: [pull, push], repositories: ["eve/**"]}
+"#;
+    let clients = format!("clients:\n  htpasswd: {}{rules}", file.display());
+    let mirror = setup.raw(&format!("hosted: {{repositories: ['**']}}\n{clients}")).start().await;
+    let blob = image::Content::blob(1, 1000);
+    let post = async |target: &str, who: Option<&str>, body: &[u8]| {
+        let who = who.map(|user| format!("Authorization: {}\r\n", basic(user, "pw")));
+        let address = mirror.address();
+        let mut request = format!(
+            "POST {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{}Content-Length: {}\r\n\r\n",
+            who.unwrap_or_default(),
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        raw(address, &request).await.expect("an answer").status
+    };
+    let whole = format!("/v2/team/app/blobs/uploads/?digest={}", blob.digest);
+    assert_eq!(post(&whole, None, &blob.bytes).await, 401);
+    assert_eq!(post(&whole, Some("eve"), &blob.bytes).await, 403);
+    assert_eq!(post(&whole, Some("ci"), &blob.bytes).await, 201);
+    // A mount takes only from where one may read: else it begins an upload, as if nothing were there.
+    let mount =
+        |to: &str, from: &str| format!("/v2/{to}/blobs/uploads/?mount={}{from}", blob.digest);
+    assert_eq!(post(&mount("eve/app", "&from=team/app"), Some("eve"), b"").await, 202);
+    assert_eq!(post(&mount("eve/app", ""), Some("eve"), b"").await, 202);
+    assert_eq!(post(&mount("team/other", "&from=team/app"), Some("ci"), b"").await, 201);
+    let get = async |path: String, who: Option<&str>| {
+        let ask = mirror.get(&path);
+        let ask = who.map_or(ask.clone(), |user| ask.header("authorization", &basic(user, "pw")));
+        ask.answer().await.status
+    };
+    let held = format!("/v2/team/app/blobs/{}", blob.digest);
+    assert_eq!(get(held.clone(), None).await, 401);
+    assert_eq!(get(held.clone(), Some("eve")).await, 403);
+    assert_eq!(get(held, Some("ci")).await, 200);
+    assert_eq!(get("/v2/_catalog".to_owned(), None).await, 401);
+    assert_eq!(get("/v2/_catalog".to_owned(), Some("ci")).await, 403);
+}

@@ -1,172 +1,130 @@
-//! Bounds: on connections, on what one caller takes, on clients that hang.
+//! The upstream's limit as a budget: what is spared, who waits, and when another account is taken.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use futures_util::future::join_all;
 
-use crate::support::fault::{Fault, Gate};
-use crate::support::image;
-use crate::support::mirror::{before, until};
+use crate::support::auth::{Account, Auth, Bearer};
+use crate::support::client::Answer;
+use crate::support::fault::Fault;
+use crate::support::image::{self, Image};
+use crate::support::mirror::{Mirror, before};
 use crate::support::record::On;
-use crate::support::secure::{Authority, request};
-use crate::support::soon;
+use crate::support::registry::Limit;
 use crate::support::upstream::Upstream;
 
-async fn is_closed(socket: &mut TcpStream) -> bool {
-    let mut byte = [0];
-    matches!(soon("a closed connection", socket.read(&mut byte)).await, Ok(0) | Err(_))
+const PATH: &str = "/v2/team/app/manifests/v1";
+
+async fn upstream_with_image() -> (Upstream, Image) {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    (upstream, image)
+}
+
+fn limit(upstream: &Upstream, limit: Limit) {
+    upstream.set(|registry| registry.limit = Some(limit));
+}
+
+async fn serves(mirror: &Mirror, image: &Image) -> bool {
+    mirror.get(PATH).answer().await.is(&image.manifest.bytes)
+}
+
+/// Shows 5 of the issue.
+#[tokio::test]
+async fn a_thousand_pulls_of_a_tag_cost_two_counted_requests_at_most() {
+    let (upstream, image) = upstream_with_image().await;
+    limit(&upstream, Limit::of(5));
+    let mirror = before(&upstream).with("tag_ttl: 1s").start().await;
+    for _ in 0..20 {
+        let pulls = join_all((0..50).map(|_| serves(&mirror, &image))).await;
+        assert!(pulls.iter().all(|served| *served));
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(upstream.count(&On::get("/manifests/")) <= 2, "{}", upstream.story());
+    assert!(upstream.count(&On::head("/manifests/")) >= 2, "the tag was asked for again");
 }
 
 #[tokio::test]
-async fn one_address_takes_only_so_many_connections() {
-    let upstream = Upstream::start().await;
-    let mirror = before(&upstream).raw("server: {max_connections_per_address: 5}").start().await;
-    let mut held = Vec::new();
+async fn where_little_is_left_held_tags_are_served_without_asking() {
+    let (upstream, image) = upstream_with_image().await;
+    upstream.push("team/app", "v2", &image::oci(2).build());
+    limit(&upstream, Limit { remaining: 11, ..Limit::of(100) });
+    let mirror = before(&upstream).with("tag_ttl: 0s").start().await;
+    assert!(serves(&mirror, &image).await);
+    // Ten are left: one look whether that is so, then no more.
     for _ in 0..5 {
-        held.push(TcpStream::connect(mirror.address()).await.expect("a connection"));
+        let answer = mirror.get(PATH).answer().await;
+        assert!(answer.is(&image.manifest.bytes), "{}", answer.status);
     }
-    soon("five connections", async {
-        while mirror.metric("pierhead_connections", &[]).await < 5.0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    let mut sixth = TcpStream::connect(mirror.address()).await.expect("the kernel takes it");
-    assert!(is_closed(&mut sixth).await);
-    drop(held);
-    soon("places", async {
-        while mirror.metric("pierhead_connections", &[]).await > 0.0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    assert_eq!(mirror.get("/v2/").answer().await.status, 200);
+    let heads = upstream.count(&On::head("/manifests/"));
+    assert!(heads <= 2, "{}", upstream.story());
+    assert!(mirror.get(PATH).answer().await.cache().contains("stale"));
+    // What is not held is what the rest is kept for.
+    let other = image::oci(2).build();
+    let answer = mirror.get("/v2/team/app/manifests/v2").answer().await;
+    assert!(answer.is(&other.manifest.bytes), "{}", answer.status);
+    assert!(mirror.log().contains("runs low"), "{}", mirror.log());
+    assert!((mirror.metric("pierhead_upstream_ratelimit_remaining", &[]).await - 9.0).abs() < 0.1);
 }
 
 #[tokio::test]
-async fn one_caller_begins_only_so_many_downloads_and_hits_go_on() {
-    let upstream = Upstream::start().await;
-    let blobs: Vec<_> = (0..4).map(|n| upstream.blob("team/app", n, 50_000)).collect();
-    let mirror = before(&upstream).raw("server: {max_fills_per_caller: 2}").start().await;
-    let path = |n: usize| format!("/v2/team/app/blobs/{}", blobs[n].digest);
-    assert!(mirror.get(&path(3)).answer().await.is(&blobs[3].bytes));
-    soon("the end of the first download", async {
-        while mirror.metric("pierhead_fills_total", &[]).await < 1.0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
+async fn the_next_account_is_taken_where_a_limit_is_reached() {
+    let (upstream, image) = upstream_with_image().await;
+    let (first, second) = (Account::new("first", "s3cret"), Account::new("second", "s3cret"));
+    upstream.set(|registry| registry.auth = Auth::Bearer(Bearer::usual()));
+    let accounts =
+        "auth: [{username: first, password: s3cret}, {username: second, password: s3cret}]";
+    let mirror = before(&upstream).with(accounts).start().await;
+    let limited = [Fault::Status(429), Fault::Header("retry-after", "600".to_owned())];
+    let path = format!("/v2/team/app/blobs/{}", image.config.digest);
+    assert!(mirror.get(&path).answer().await.is(&image.config.bytes));
+    upstream.next(1, On::get("/manifests/"), limited);
+    assert!(serves(&mirror, &image).await, "{}", upstream.story());
+    let tokens = upstream.asked(&On::get("/token"));
+    let sent: Vec<_> = tokens.iter().map(|asked| asked.header("authorization")).collect();
+    assert_eq!(sent, [first.basic(), second.basic()], "{}", upstream.story());
+}
+
+#[tokio::test]
+async fn many_refusals_do_not_become_many_retries() {
+    let (upstream, _) = upstream_with_image().await;
+    let images: Vec<_> = (10..40).map(|seed| image::oci(seed).build()).collect();
+    for (place, image) in images.iter().enumerate() {
+        upstream.push("team/app", &format!("t{place}"), image);
+    }
+    let mirror = before(&upstream).start().await;
+    let limited = [Fault::Status(429), Fault::Header("retry-after", "2".to_owned())];
+    upstream.next(30, On::get("/manifests/"), limited);
+    let pulls = join_all(
+        (0..30).map(|place| mirror.get(&format!("/v2/team/app/manifests/t{place}")).answer()),
+    )
     .await;
-    let gate = Gate::closed();
-    for n in 0..2 {
-        upstream.next(1, On::get(&path(n)), [Fault::HoldAfter(100, gate.clone())]);
-    }
-    let first = [0, 1].map(|n| tokio::spawn(mirror.get(&path(n)).answer()));
-    upstream.until_asked(1, &On::get(&path(0))).await;
-    upstream.until_asked(1, &On::get(&path(1))).await;
-    let third = mirror.get(&path(2)).header("user-agent", "skopeo/1").answer().await;
-    third.assert_error(429, "TOOMANYREQUESTS");
-    assert!(!third.header("retry-after").is_empty());
-    assert!(mirror.get(&path(3)).answer().await.is(&blobs[3].bytes), "a hit is no download");
-    let joined = tokio::spawn(mirror.get(&path(0)).answer());
-    gate.open();
-    for (n, answer) in first.into_iter().enumerate() {
-        assert!(answer.await.expect("no panic").is(&blobs[n].bytes));
-    }
-    assert!(joined.await.expect("no panic").is(&blobs[0].bytes), "joining is no download");
-    until("a free turn", || mirror.get(&path(2)), |answer| answer.is(&blobs[2].bytes)).await;
+    assert!(pulls.iter().all(|answer| [200, 503].contains(&answer.status)));
+    // Each was asked for once; then one at a time tried.
+    let refused = upstream.asked(&On::get("/manifests/"));
+    let refused = refused.iter().filter(|one| one.status.is_some_and(|s| s == 429)).count();
+    assert!(refused <= 32, "{refused}: {}", upstream.story());
+    let served = pulls.iter().filter(|answer| answer.status == 200).count();
+    assert!(served >= 1, "those who waited are served once the limit is over");
 }
 
 #[tokio::test]
-async fn a_pull_beside_clients_that_hang_is_not_held_up() {
-    let upstream = Upstream::start().await;
-    let image = image::oci(1).build();
-    upstream.push("team/app", "v1", &image);
-    let blob = upstream.blob("team/app", 9, 8_000_000);
-    let mirror = before(&upstream).with("tag_ttl: 1h").start().await;
-    mirror.pull("team/app", "v1", &image).await;
-    let large = format!("/v2/team/app/blobs/{}", blob.digest);
-    assert!(mirror.get(&large).answer().await.is(&blob.bytes));
-    let mut hanging = Vec::new();
-    for n in 0..600 {
-        let mut socket = TcpStream::connect(mirror.address()).await.expect("a connection");
-        let bytes = if n % 3 == 0 {
-            // Asks and never reads.
-            format!("GET {large} HTTP/1.1\r\nHost: a\r\n\r\n")
-        } else {
-            "GET /v2/team/app/manifests/v1 HTTP/1.1\r\nHos".to_owned()
-        };
-        socket.write_all(bytes.as_bytes()).await.expect("a few bytes are taken");
-        hanging.push(socket);
+async fn a_limit_on_manifests_stops_no_blobs_and_is_told_without_asking() {
+    let (upstream, image) = upstream_with_image().await;
+    let mirror = before(&upstream).start().await;
+    let limited = [Fault::Status(429), Fault::Header("retry-after", "600".to_owned())];
+    upstream.next(1, On::get("/manifests/"), limited);
+    let refused = |answer: &Answer| {
+        let seconds: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((590..=601).contains(&seconds), "{seconds}");
+    };
+    for _ in 0..3 {
+        let answer = mirror.get(PATH).answer().await;
+        assert_eq!(answer.status, 503);
+        refused(&answer);
     }
-    let mut took: Vec<Duration> = Vec::new();
-    for _ in 0..20 {
-        let began = Instant::now();
-        let answer = mirror.get("/v2/team/app/manifests/v1").answer().await;
-        assert_eq!(answer.status, 200);
-        took.push(began.elapsed());
-    }
-    took.sort();
-    println!("a pull beside 600 that hang: median {:?}, worst {:?}", took[10], took[19]);
-    assert!(took[10] < Duration::from_millis(50), "{took:?}");
-    drop(hanging);
-}
-
-#[tokio::test]
-async fn a_flood_of_resets_harms_nobody_else() {
-    let (upstream, authority) = (Upstream::start().await, Authority::new());
-    let image = image::oci(1).build();
-    upstream.push("team/app", "v1", &image);
-    let setup = before(&upstream).with("tag_ttl: 1h");
-    let pair = authority.issue(setup.folder(), "mirror", &["localhost"]);
-    let listen = format!(
-        "[{{address: '127.0.0.1:0', tls: {{cert: {}, key: {}}}}}]",
-        pair.cert.display(),
-        pair.key.display()
-    );
-    let mirror = setup.listen(&listen).start().await;
-    let client = authority.client(None, &["h2"]);
-    let old = authority.client(None, &["http/1.1"]);
-    let path = "/v2/team/app/manifests/v1";
-    assert_eq!(client.get_h2(mirror.address(), path).await.expect("an answer").0, 200);
-    let mut floods = Vec::new();
-    for _ in 0..4 {
-        let (client, address) = (client.clone(), mirror.address());
-        floods.push(tokio::spawn(async move {
-            let stream = client.connect(address, "localhost").await.expect("a handshake");
-            let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-            let (mut sender, connection) = shaken.expect("a connection");
-            let connection = tokio::spawn(connection);
-            for _ in 0..2000 {
-                let mut request = request(address, path, &[]);
-                *request.uri_mut() = format!("https://{address}{path}").parse().expect("a URL");
-                request.headers_mut().remove("host");
-                // Begun and dropped at once: a reset for each.
-                let begun = sender.send_request(request);
-                if futures_util::poll!(std::pin::pin!(begun)).is_ready() {
-                    return; // the mirror has ended the connection
-                }
-                tokio::task::yield_now().await;
-            }
-            drop(connection);
-        }));
-    }
-    let mut took: Vec<Duration> = Vec::new();
-    for _ in 0..20 {
-        let began = Instant::now();
-        let (status, body) = old.get(mirror.address(), path, &[]).await.expect("an answer");
-        assert!(status == 200 && body == image.manifest.bytes);
-        took.push(began.elapsed());
-    }
-    took.sort();
-    println!(
-        "a pull with a handshake beside four floods: median {:?}, worst {:?}",
-        took[10], took[19]
-    );
-    for flood in floods {
-        soon("the end of a flood", flood).await.expect("no panic");
-    }
-    assert_eq!(client.get_h2(mirror.address(), path).await.expect("an answer").0, 200);
+    assert_eq!(upstream.count(&On::any("/manifests/")), 1, "{}", upstream.story());
+    let path = format!("/v2/team/app/blobs/{}", image.config.digest);
+    assert!(mirror.get(&path).answer().await.is(&image.config.bytes));
 }

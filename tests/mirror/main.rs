@@ -7,21 +7,39 @@
     clippy::disallowed_methods,
     reason = "tests look into files; they serve nobody meanwhile"
 )]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_stack_arrays,
+    clippy::assigning_clones,
+    reason = "a test that cannot go on says so, and its sizes are small"
+)]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
 mod advisories;
+mod bounds;
 mod broken;
 mod clients;
 mod fills;
+mod hosted_crash;
+mod hosted_events;
+mod hosted_gc;
+mod hosted_manifests;
+mod hosted_push;
+mod hosted_rules;
 mod life;
 mod limits;
+mod logins;
 mod malformed;
 mod manifests;
+mod outages;
 mod pages;
 mod passthrough;
+mod prefetch;
 mod pull;
 mod ranges;
 mod redirects;
+mod registries;
 mod routing;
 mod scripts;
 mod smuggling;

@@ -28,7 +28,11 @@ async fn the_second_pull_of_an_image_does_not_go_upstream() {
     let mirror = before(&upstream).start().await;
 
     let first = mirror.pull(REPOSITORY, "v1", &image).await;
-    assert!(first.iter().skip(1).all(|word| word.starts_with("pierhead; fwd=miss")), "{first:?}");
+    // A layer that was fetched ahead may be whole when it is asked for.
+    assert!(
+        first[..3].iter().skip(1).all(|word| word.starts_with("pierhead; fwd=miss")),
+        "{first:?}"
+    );
     let asked = upstream.count(&On::any(""));
     assert_eq!(upstream.count(&On::get("/manifests/")), 1, "{}", upstream.story());
     assert_eq!(upstream.count(&On::get("/blobs/")), 3, "{}", upstream.story());
@@ -285,7 +289,7 @@ async fn a_digest_held_for_one_repository_is_not_served_under_another_without_as
 async fn the_metrics_tell_hits_from_misses_and_count_what_the_upstream_sent() {
     let image = image::oci(1).build();
     let upstream = upstream_with(&image).await;
-    let mirror = before(&upstream).start().await;
+    let mirror = before(&upstream).with("prefetch: false").start().await;
     mirror.pull(REPOSITORY, "v1", &image).await;
     mirror.pull(REPOSITORY, "v1", &image).await;
     let requests = async |cache| {

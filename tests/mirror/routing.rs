@@ -213,7 +213,6 @@ async fn a_name_of_one_component_gets_library_at_docker_io_only() {
 }
 
 #[tokio::test]
-#[ignore = "hosted repositories are not built yet"]
 async fn a_hosted_name_never_falls_through_to_an_upstream() {
     let upstream = Upstream::start().await;
     upstream.push("team/app", "v1", &image::oci(1).build());

@@ -322,3 +322,48 @@ async fn everything_pulled_before_is_served_with_the_upstream_gone_and_the_mirro
     let answer = mirror.get(&path).answer().await;
     assert_eq!(answer.header("content-type"), image::DOCKER_MANIFEST, "by digest too");
 }
+
+#[tokio::test]
+async fn a_tag_that_moved_lately_keeps_its_previous_digest_for_the_cooldown() {
+    let upstream = Upstream::start().await;
+    let (old, new) = (image::oci(1).build(), image::oci(2).build());
+    upstream.push("team/app", "v1", &old);
+    let mirror = before(&upstream).with("tag_ttl: 0s").with("cooldown: 2s").start().await;
+    let get = || mirror.get("/v2/team/app/manifests/v1");
+    assert!(get().answer().await.is(&old.manifest.bytes), "nothing came before it");
+    upstream.push("team/app", "v1", &new);
+    for _ in 0..3 {
+        assert!(get().answer().await.is(&old.manifest.bytes), "it moved just now");
+        let head = mirror.head("/v2/team/app/manifests/v1").answer().await;
+        assert_eq!(head.header("docker-content-digest"), old.manifest.digest);
+    }
+    let moved = |answer: &Answer| answer.is(&new.manifest.bytes);
+    until("the end of the cooldown", get, moved).await;
+}
+
+#[tokio::test]
+async fn a_pinned_tag_stands_for_its_digest_whatever_the_upstream_says() {
+    let upstream = Upstream::start().await;
+    let (good, bad) = (image::oci(1).build(), image::oci(2).build());
+    upstream.push("team/app", "v0", &good);
+    upstream.push("team/app", "v1", &bad);
+    let pin = format!("pins: {{'team/app:v1': '{}'}}", good.manifest.digest);
+    let mirror = before(&upstream).with(&pin).start().await;
+    let answer = mirror.get("/v2/team/app/manifests/v1").answer().await;
+    assert!(answer.is(&good.manifest.bytes));
+    assert_eq!(upstream.count(&On::any("/manifests/v1")), 0, "{}", upstream.story());
+}
+
+/// Signing tools ask, make, and ask again.
+#[tokio::test]
+async fn the_absence_of_a_signature_is_believed_for_a_second_only() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    let tag = format!("sha256-{}.sig", &image.manifest.digest["sha256:".len()..]);
+    let mirror = before(&upstream).start().await;
+    let get = || mirror.get(&format!("/v2/team/app/manifests/{tag}"));
+    assert_eq!(get().answer().await.status, 404);
+    upstream.push("team/app", &tag, &image);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(get().answer().await.is(&image.manifest.bytes));
+}

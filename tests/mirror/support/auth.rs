@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::fault::{error, value};
 use super::reply::Reply;
+use super::scripted::posted;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Auth {
@@ -54,6 +55,8 @@ pub(crate) struct Bearer {
     pub(crate) account: Option<Account>,
     /// Tokens are handed out, but open nothing.
     pub(crate) empty: bool,
+    /// The refresh token that gets tokens by POST. None: POST is unknown here.
+    pub(crate) refresh: Option<String>,
 }
 
 impl Bearer {
@@ -68,6 +71,7 @@ impl Bearer {
             scope: "repository:{repository}:pull".to_owned(),
             account: None,
             empty: false,
+            refresh: None,
         }
     }
 
@@ -224,15 +228,20 @@ impl Auth {
         let Self::Bearer(bearer) = self else {
             return error(404);
         };
-        if request.method != Method::GET {
-            return error(404);
-        }
-        let given = text(&request.headers, AUTHORIZATION.as_str());
-        if bearer.account.as_ref().is_some_and(|account| account.basic() != given) {
-            return error(401);
-        }
-        let query = request.uri.query().unwrap_or_default();
-        let scopes = url::form_urlencoded::parse(query.as_bytes())
+        let form = posted(request);
+        let query = if request.method == Method::POST {
+            if !bearer.refresh.as_deref().is_some_and(|token| refreshes(&form, token)) {
+                return error(if bearer.refresh.is_some() { 401 } else { 404 });
+            }
+            form.as_ref()
+        } else {
+            let given = text(&request.headers, AUTHORIZATION.as_str());
+            if bearer.account.as_ref().is_some_and(|account| account.basic() != given) {
+                return error(401);
+            }
+            request.uri.query().unwrap_or_default().as_bytes()
+        };
+        let scopes = url::form_urlencoded::parse(query)
             .filter(|(name, _)| name == "scope")
             .flat_map(|(_, scopes)| scopes.split(' ').map(str::to_owned).collect::<Vec<_>>())
             .chain(["any".to_owned()])
@@ -242,6 +251,13 @@ impl Auth {
         let reply = bearer.reply.replace("\"{token}\"", &token);
         Reply::text(200, "application/json", &reply)
     }
+}
+
+/// Whether a form asks for a token by this refresh token.
+fn refreshes(form: &[u8], token: &str) -> bool {
+    let fields: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
+    fields.get("grant_type").is_some_and(|grant| grant == "refresh_token")
+        && fields.get("refresh_token").is_some_and(|given| given == token)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {

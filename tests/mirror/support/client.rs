@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{AsHeaderName, HeaderMap, HeaderName};
@@ -25,6 +25,7 @@ pub(crate) struct Ask {
     method: Method,
     target: Uri,
     headers: HeaderMap,
+    body: Bytes,
 }
 
 impl Ask {
@@ -32,7 +33,7 @@ impl Ask {
     pub(crate) fn new(address: SocketAddr, method: Method, target: &str) -> Self {
         let accept = [DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"].join(", ");
         let target = target.parse().unwrap_or_else(|error| panic!("{target}: {error}"));
-        Self { address, method, target, headers: HeaderMap::new() }
+        Self { address, method, target, headers: HeaderMap::new(), body: Bytes::new() }
             .header("accept", &accept)
             .header("host", &address.to_string())
     }
@@ -49,37 +50,50 @@ impl Ask {
         self
     }
 
+    /// Sends these bytes along.
+    pub(crate) fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
     /// Sends the request and reads the head of the answer.
     pub(crate) async fn open(self) -> Reading {
+        let what = self.target.to_string();
+        self.try_open().await.unwrap_or_else(|error| panic!("no answer to {what}: {error}"))
+    }
+
+    /// The same where the server may die meanwhile.
+    async fn try_open(self) -> Result<Reading, String> {
         let what = format!("the head of {} {}", self.method, self.target);
         let head = async {
-            let socket =
-                TcpStream::connect(self.address).await.expect("the mirror takes connections");
+            let socket = TcpStream::connect(self.address).await.map_err(|e| e.to_string())?;
             let (mut sender, connection) =
-                http1::handshake(TokioIo::new(socket)).await.expect("a fresh connection");
+                http1::handshake(TokioIo::new(socket)).await.map_err(|e| e.to_string())?;
             let connection = tokio::spawn(async move {
                 // A cut connection shows in the body.
                 let _ended = connection.await;
             });
-            let mut request = Request::new(Empty::<Bytes>::new());
+            let mut request = Request::new(Full::new(self.body.clone()));
             *request.method_mut() = self.method.clone();
             *request.uri_mut() = self.target.clone();
             *request.headers_mut() = self.headers.clone();
-            let response = sender.send_request(request).await;
-            (
-                response.unwrap_or_else(|error| panic!("no answer to {}: {error}", self.target)),
-                connection,
-            )
+            let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+            Ok::<_, String>((response, connection))
         };
-        let (response, connection) = soon(&what, head).await;
+        let (response, connection) = soon(&what, head).await?;
         let (head, body) = response.into_parts();
-        Reading {
+        Ok(Reading {
             status: head.status.as_u16(),
             headers: head.headers,
             body,
             connection,
             cut: false,
-        }
+        })
+    }
+
+    /// The status of the answer; `None` where the server dies meanwhile.
+    pub(crate) async fn status(self) -> Option<u16> {
+        self.try_open().await.ok().map(|reading| reading.status)
     }
 
     /// Sends the request and reads all of the answer.

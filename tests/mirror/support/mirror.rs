@@ -28,7 +28,11 @@ pub(crate) struct Setup {
     default_upstream: String,
     listen: String,
     rest: String,
+    env: Env,
 }
+
+/// Variables that the mirror is started with.
+type Env = Vec<(String, String)>;
 
 /// A mirror with one upstream, asked for everything.
 pub(crate) fn before(upstream: &Upstream) -> Setup {
@@ -44,7 +48,31 @@ impl Setup {
             default_upstream: NAME.to_owned(),
             listen: "127.0.0.1:0".to_owned(),
             rest: String::new(),
+            env: Vec::new(),
         }
+    }
+
+    /// A variable of the mirror's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A program that the mirror finds by its name: a shell script.
+    pub(crate) fn program(self, name: &str, script: &str) -> Self {
+        let folder = self.folder.path().join("bin");
+        std::fs::create_dir_all(&folder).expect("the temporary folder takes a folder");
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("it takes a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).expect("our own file");
+        let usual = std::env::var("PATH").unwrap_or_default();
+        self.env("PATH", &format!("{}:{usual}", folder.display()))
+    }
+
+    /// The folder that all of this is in; it is the mirror's home.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn upstream(self, name: &str, upstream: &Upstream) -> Self {
@@ -74,11 +102,6 @@ impl Setup {
         self
     }
 
-    /// The folder of its own, which goes with it.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Adds YAML at the top level.
     pub(crate) fn raw(mut self, yaml: &str) -> Self {
         writeln!(self.rest, "{yaml}").expect("a String takes all that is written to it");
@@ -106,14 +129,15 @@ impl Setup {
     pub(crate) async fn start(self) -> Mirror {
         let config = self.folder.path().join("pierhead.yaml");
         std::fs::write(&config, self.yaml()).expect("the temporary folder takes a file");
-        let process = Process::start(self.folder.path()).await;
-        Mirror { folder: self.folder, process: Some(process) }
+        let process = Process::start(self.folder.path(), &self.env).await;
+        Mirror { folder: self.folder, env: self.env, process: Some(process) }
     }
 }
 
 /// A running mirror. Dropped, it is killed; if its test failed, its log is shown.
 pub(crate) struct Mirror {
     folder: TempDir,
+    env: Env,
     process: Option<Process>,
 }
 
@@ -144,6 +168,11 @@ impl Mirror {
     /// GET on the admin address.
     pub(crate) fn admin(&self, path: &str) -> Ask {
         Ask::new(self.running().admin, Method::GET, path)
+    }
+
+    /// POST on the admin address.
+    pub(crate) fn post_admin(&self, path: &str) -> Ask {
+        Ask::new(self.running().admin, Method::POST, path)
     }
 
     /// Pulls by tag as containerd does, checks every byte, and returns the Cache-Status of each
@@ -222,7 +251,7 @@ impl Mirror {
     /// Starts it again over the same configuration and folder, on other ports.
     pub(crate) async fn start(&mut self) {
         assert!(self.process.is_none(), "the mirror is running");
-        self.process = Some(Process::start(self.folder.path()).await);
+        self.process = Some(Process::start(self.folder.path(), &self.env).await);
     }
 
     /// Every file under `blobs/` must be what its name says. Returns how many there are.
@@ -274,12 +303,14 @@ impl Drop for Mirror {
 }
 
 impl Process {
-    async fn start(folder: &Path) -> Self {
+    async fn start(folder: &Path, env: &Env) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let log = log.expect("the temporary folder takes a file");
         let mut child = command()
             .args(["serve", "--config"])
             .arg(folder.join("pierhead.yaml"))
+            .env("HOME", folder)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -317,7 +348,10 @@ fn command() -> Command {
         let name = name.as_str();
         if name.starts_with("PIERHEAD_")
             || name.to_ascii_lowercase().ends_with("_proxy")
-            || name == "RUST_LOG"
+            || ["RUST_LOG", "DOCKER_CONFIG", "GCE_METADATA_HOST"].contains(&name)
+            || ["AWS_", "AZURE_", "GOOGLE_", "IDENTITY_", "MSI_"]
+                .iter()
+                .any(|p| name.starts_with(p))
         {
             command.env_remove(name);
         }

@@ -7,18 +7,22 @@
 //!   commit, and an answer that can be slow, short or wrong;
 //! - [`scripted`] puts them together; [`registry`] and [`auth`] say what a registry answers;
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
+//! - [`cloud`] are the token services of clouds;
 //! - [`mirror`] runs the real binary;
 //! - [`secure`] has certificates, and clients that speak TLS;
+//! - [`push`] pushes to it;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
 pub(crate) mod auth;
 pub(crate) mod cdn;
 pub(crate) mod client;
+pub(crate) mod cloud;
 pub(crate) mod cold;
 pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod listener;
 pub(crate) mod mirror;
+pub(crate) mod push;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;

@@ -1,5 +1,6 @@
 //! What a scripted server was asked and what it sent.
 
+use bytes::Bytes;
 use hyper::header::{AsHeaderName, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -15,6 +16,8 @@ pub(crate) struct Exchange {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) headers: HeaderMap,
+    /// What was posted.
+    pub(crate) body: Bytes,
     /// None until the head of the answer goes out.
     pub(crate) status: Option<StatusCode>,
     /// Body bytes handed to the connection.
@@ -75,6 +78,7 @@ impl Recorder {
             path: request.uri.path().to_owned(),
             query: request.uri.query().unwrap_or_default().to_owned(),
             headers: request.headers.clone(),
+            body: Bytes::new(),
             status: None,
             sent: 0,
             ended: false,

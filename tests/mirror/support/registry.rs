@@ -12,11 +12,12 @@ use hyper::http::request::Parts;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::auth::{Auth, Tokens};
+use super::auth::{Auth, Bearer, Tokens};
 use super::cdn::Cdn;
 use super::fault::{error, status};
 use super::image::{Content, OCI_INDEX};
 use super::reply::Reply;
+use super::scripted::posted;
 
 pub(crate) struct Registry {
     repositories: BTreeMap<String, Repository>,
@@ -93,6 +94,9 @@ impl Registry {
         if path == "/token" {
             return self.auth.token(&self.tokens, request);
         }
+        if path == "/oauth2/exchange" {
+            return self.exchange(request);
+        }
         let (name, kind, reference) = parse(path);
         if let Some(refusal) = self.auth.refuse(&self.tokens, request, name) {
             return refusal;
@@ -109,6 +113,22 @@ impl Registry {
             "tags" => self.tags(request, name),
             "referrers" => self.referrers(request, name, reference),
             _ => error(404),
+        }
+    }
+
+    /// Azure's: a token of Entra for a refresh token of the registry.
+    fn exchange(&self, request: &Parts) -> Reply {
+        let body = posted(request);
+        let given: BTreeMap<_, _> = form_urlencoded::parse(&body).into_owned().collect();
+        let host = request.headers["host"].to_str().unwrap_or_default();
+        let right = given.get("access_token").is_some_and(|token| token == "entra-token")
+            && given.get("grant_type").is_some_and(|grant| grant == "access_token")
+            && given.get("service").is_some_and(|service| service == host);
+        match &self.auth {
+            Auth::Bearer(Bearer { refresh: Some(token), .. }) if right => {
+                Reply::text(200, "application/json", &json!({"refresh_token": token}).to_string())
+            }
+            _ => error(401),
         }
     }
 

@@ -2,12 +2,24 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::Method;
 use hyper::http::request::Parts;
 
 use super::fault::{Fault, Rules};
 use super::listener::Listener;
 use super::record::{Exchange, On, Recorder};
 use super::reply::Reply;
+
+/// The body of a POST, for the answering function, among the request's extensions.
+#[derive(Clone)]
+pub(crate) struct Posted(pub(crate) Bytes);
+
+/// The body of a POST; empty for other requests.
+pub(crate) fn posted(request: &Parts) -> Bytes {
+    request.extensions.get::<Posted>().map(|body| body.0.clone()).unwrap_or_default()
+}
 
 pub(crate) struct Scripted {
     listener: Listener,
@@ -22,11 +34,18 @@ impl Scripted {
         let rules = Arc::new(Rules::default());
         let (notes, faults) = (Arc::clone(&recorder), Arc::clone(&rules));
         let listener = Listener::start(Arc::new(move |request| {
-            let (parts, _body) = request.into_parts();
+            let (mut parts, body) = request.into_parts();
             let number = notes.begin(&parts);
             let faults = faults.take(&parts.method, parts.uri.path());
             let (answer, notes) = (Arc::clone(&answer), Arc::clone(&notes));
-            Box::pin(async move { answer(&parts).send(&parts, faults, notes, number).await })
+            Box::pin(async move {
+                if parts.method == Method::POST {
+                    let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+                    notes.update(number, |exchange| exchange.body = body.clone());
+                    parts.extensions.insert(Posted(body));
+                }
+                answer(&parts).send(&parts, faults, notes, number).await
+            })
         }))
         .await;
         Self { listener, recorder, rules }

@@ -1,0 +1,149 @@
+"""The client's side: wrk for load, a puller that checks digests, connections that idle."""
+
+import hashlib
+import http.client
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from content import MANIFEST_TYPE, MIB, REPOSITORY
+
+HERE = Path(__file__).resolve().parent
+ACCEPT = {"Accept": MANIFEST_TYPE}
+
+
+def wrk(url, connections, seconds, paths=None):
+    """One run of wrk; `paths` is a file with one path and range per line, else `url` is asked for.
+
+    Two threads, so that the client is not the limit before the machine is."""
+    command = ["wrk", "-t2", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+    command += ["-s", str(HERE / "report.lua"), "-H", f"Accept: {MANIFEST_TYPE}", url]
+    environment = {k: v for k, v in os.environ.items() if k != "COMPARE_PATHS"}
+    if paths:
+        environment["COMPARE_PATHS"] = str(paths)
+    return figures_of(command, environment)
+
+
+def drain(port, path, connections, seconds):
+    """One run of drain.py."""
+    return figures_of([sys.executable, str(HERE / "drain.py"), *map(str, (port, connections, seconds, path))])
+
+
+def figures_of(command, environment=None):
+    """The figures that a load generator prints last."""
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    try:
+        figures = json.loads(run.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise RuntimeError(f"{' '.join(command)} failed: {run.stdout[-500:]}{run.stderr[-500:]}") from None
+    if figures["errors"]:
+        raise RuntimeError(f"{' '.join(command)}: {figures['errors']} errors in {figures['requests']} requests")
+    return figures
+
+
+class Puller:
+    """Takes content from one server as a client does, and believes nothing that has not its digest."""
+
+    def __init__(self, server):
+        self.port = server.port
+        self.connection = None
+        self.buffer = memoryview(bytearray(MIB))
+
+    def ask(self, method, path):
+        if not self.connection:
+            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+            self.connection.connect()
+            self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection.request(method, path, headers=ACCEPT)
+        answer = self.connection.getresponse()
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {path} of port {self.port}: {answer.status} {answer.read(300)!r}")
+        return answer
+
+    def take(self, thing):
+        """All of one thing; returns the seconds until its first byte."""
+        began = time.perf_counter()
+        answer = self.ask("GET", thing.path)
+        first = answer.readinto(self.buffer[:1])
+        first_after = time.perf_counter() - began
+        digest = hashlib.sha256(self.buffer[:first])
+        size = first
+        while count := answer.readinto(self.buffer):
+            digest.update(self.buffer[:count])
+            size += count
+        if (size, f"sha256:{digest.hexdigest()}") != (thing.size, thing.digest):
+            raise RuntimeError(f"port {self.port} sent {size} wrong bytes for {thing.path}")
+        return first_after
+
+    def resolve(self, image):
+        """What containerd asks first: which digest a tag is."""
+        self.ask("HEAD", f"/v2/{REPOSITORY}/manifests/{image.tag}").read()
+
+
+def pull(server, image, at_once=3):
+    """A whole image, `at_once` layers at a time; returns the seconds it took."""
+    began = time.perf_counter()
+    puller = Puller(server)
+    puller.resolve(image)
+    puller.take(image.manifest)
+    take_all(server, [image.config, *image.layers], at_once)
+    return time.perf_counter() - began
+
+
+def take_all(server, things, at_once):
+    waiting, failures = queue.SimpleQueue(), []
+    for thing in things:
+        waiting.put(thing)
+
+    def work():
+        puller = Puller(server)
+        try:
+            while True:
+                puller.take(waiting.get_nowait())
+        except queue.Empty:
+            pass
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class Idle:
+    """Connections that have asked once and are kept, as nodes keep them."""
+
+    def __init__(self, server, thing, count):
+        request = f"GET {thing.path} HTTP/1.1\r\nHost: x\r\nAccept: {MANIFEST_TYPE}\r\n\r\n".encode()
+        self.sockets = []
+        for _ in range(count):
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            self.sockets.append(connection)
+            connection.sendall(request)
+            read_answer(connection, thing.size)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for connection in self.sockets:
+            connection.close()
+
+
+def read_answer(connection, size):
+    got = b""
+    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < size:
+        piece = connection.recv(65536)
+        if not piece:
+            raise RuntimeError("a connection ended that was to idle")
+        got += piece

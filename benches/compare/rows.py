@@ -1,0 +1,228 @@
+"""The rows of the comparison: what is asked of every server, and the figures that come of it.
+
+A figure's key says its unit. `value` is what a row is about, in the row's own unit.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from bench import Skip
+from content import MIB
+from load import Idle, drain, pull, take_all, wrk, Puller
+
+GIB = 1 << 30
+PEERS = ("nginx-file", "nginx-cache", "distribution")
+TLS_PEERS = ("nginx-file", "nginx-cache")
+MIRRORS = ("pierhead", "nginx-cache", "distribution")
+
+
+@dataclass
+class Row:
+    """`against`: whom the others are compared with; `peer` is the best that is not Pierhead."""
+
+    name: str
+    title: str
+    unit: str
+    contenders: tuple
+    against: tuple = ("peer", "nginx-cache")
+    more_is_better: bool = True
+    is_difference: bool = False  # compared by subtraction, not by division
+
+    def measure(self, bench, name):
+        raise NotImplementedError
+
+
+@dataclass
+class Warm(Row):
+    """Load on what is held. `things` picks from the content; `paths` may make a file of requests of it."""
+
+    things: callable = None
+    connections: int = 32
+    paths: callable = None
+    tls: bool = False
+    idle: int = 0
+
+    def measure(self, bench, name):
+        things = self.things(bench.content)
+        server = bench.warm(name, dict.fromkeys(things))
+        if self.tls and not server.tls_port:
+            raise Skip("`pierhead check` refuses `listen: [{address: …, tls: …}]`: this build has no TLS listener")
+        server.empty_logs()
+        with Idle(server, bench.content.image.manifest, min(self.idle, bench.idle)):
+            return self.load(bench, server, things)
+
+    def load(self, bench, server, things):
+        process = server.process
+        process.forget_peak()
+        pids = process.pids()
+        before = process.cpu(pids)
+        figures = self.run(bench, server, things)
+        cpu = process.cpu(pids) - before
+        per_second = figures["requests"] / figures["seconds"]
+        gib = figures["bytes"] / GIB
+        found = {"value": per_second if self.unit == "requests/s" else gib / figures["seconds"]}
+        if self.unit == "requests/s":
+            found["cpu_us_per_request"] = cpu / figures["requests"] * 1e6
+        else:
+            found["cpu_s_per_gib"] = cpu / gib
+        found["p50_ms"] = figures["p50_us"] / 1e3
+        found["p99_ms"] = figures["p99_us"] / 1e3
+        found["peak_mb"] = process.memory("VmHWM") / 1e6
+        return found
+
+    def run(self, bench, server, things):
+        if bench.client == "drain" and self.unit == "GiB/s" and not self.tls and not self.paths:
+            return drain(server.port, things[0].path, self.connections, bench.seconds)
+        file = None
+        if self.paths:
+            file = bench.folder / f"{self.name}.paths"
+            file.write_text("\n".join(self.paths(things)))
+        return wrk(server.url(self.tls) + things[0].path, self.connections, bench.seconds, file)
+
+
+def ranges(things):
+    """Every MiB of a blob, far apart from one request to the next."""
+    count = things[0].size // MIB
+    for number in range(count):
+        start = number * 619 % count * MIB  # 619 is prime: each comes up once
+        yield f"{things[0].path} bytes={start}-{start + MIB - 1}"
+
+
+@dataclass
+class Cold(Row):
+    """A whole image, pulled through a server that has none of it, 3 layers at a time."""
+
+    upstream: str = "far"
+
+    def measure(self, bench, name):
+        server = bench.cold(name, self.upstream)
+        try:
+            seconds = pull(server, bench.content.image)
+            found = {"value": seconds}
+            if server.process:
+                gib = sum(layer.size for layer in bench.content.image.layers) / GIB
+                found["cpu_s_per_gib"] = server.process.cpu() / gib
+                found["peak_mb"] = server.process.memory("VmHWM") / 1e6
+            return found
+        finally:
+            bench.end(server)
+
+
+@dataclass
+class FirstByte(Row):
+    """From the request for a blob that nobody holds to its first byte."""
+
+    def measure(self, bench, name):
+        server = bench.cold(name, "far")
+        try:
+            puller = Puller(server)
+            puller.resolve(bench.content.image)  # the connection and the upstream's are there
+            return {"value": statistics.median(puller.take(thing) for thing in bench.content.fresh) * 1e3}
+        finally:
+            bench.end(server)
+
+
+@dataclass
+class Memory(Row):
+    """What a fresh server takes with nothing to do, and with connections that wait."""
+
+    def measure(self, bench, name):
+        server = bench.cold(name, "nginx")
+        try:
+            manifest = bench.content.image.manifest
+            Puller(server).take(manifest)
+            alone = server.process.memory("VmRSS")
+            with Idle(server, manifest, bench.idle):
+                time.sleep(0.2)
+                full = server.process.memory("VmRSS")
+            return {
+                "value": (full - alone) / bench.idle / 1024,
+                "idle_mb": alone / 1e6,
+                "connected_mb": full / 1e6,
+                "connections": bench.idle,
+            }
+        finally:
+            bench.end(server)
+
+
+@dataclass
+class Crowd(Row):
+    """Many clients on one blob that nobody holds, each of whom checks all of it."""
+
+    clients: int = 50
+
+    def measure(self, bench, name):
+        server = bench.cold(name, "nginx")
+        try:
+            began = time.perf_counter()
+            take_all(server, [bench.content.middle] * self.clients, self.clients)
+            found = {"value": time.perf_counter() - began, "peak_mb": server.process.memory("VmHWM") / 1e6}
+            found["cpu_s_per_gib"] = server.process.cpu() / (bench.content.middle.size * self.clients / GIB)
+            return found
+        finally:
+            bench.end(server)
+
+
+def blob(name, size, connections, pick, **more):
+    title = f"blob {size}, {connections} connections"
+    return Warm(name, title, "GiB/s", ("pierhead", *PEERS), things=pick, connections=connections, **more)
+
+
+def manifest(name, title, **more):
+    contenders = more.pop("contenders", ("pierhead", *PEERS))
+    return Warm(name, title, "requests/s", contenders, things=lambda c: [c.image.manifest], **more)
+
+
+def cold(name, title, upstream):
+    against = ("direct", "nginx-cache")
+    return Cold(name, title, "s", ("direct", *MIRRORS), against, more_is_better=False, upstream=upstream)
+
+
+ROWS = [
+    manifest("manifest", "manifest by digest, 32 connections"),
+    blob("blob-1", "1 MiB", 16, lambda c: [c.small]),
+    blob("blob-16", "16 MiB", 8, lambda c: [c.middle]),
+    blob("blob-256", "256 MiB", 4, lambda c: [c.large]),
+    blob("ranges", "1 GiB in ranges of 1 MiB", 16, lambda c: [c.huge], paths=ranges),
+    Warm(
+        "day",
+        "a registry's day (Zipf), 32 connections",
+        "requests/s",
+        ("pierhead", *PEERS),
+        things=lambda c: c.day,
+        paths=lambda things: [thing.path for thing in things],
+    ),
+    manifest("idle", "manifest, 32 connections beside 1,000 idle", idle=1000),
+    manifest("tls-manifest", "TLS 1.3: manifest, 32 connections", tls=True, contenders=("pierhead", *TLS_PEERS)),
+    Warm(
+        "tls-blob-16",
+        "TLS 1.3: blob 16 MiB, 8 connections",
+        "GiB/s",
+        ("pierhead", *TLS_PEERS),
+        things=lambda c: [c.middle],
+        connections=8,
+        tls=True,
+    ),
+    cold("cold-far", "cold pull, upstream with 50 ms and 20 MB/s a connection", "far"),
+    cold("cold-nginx", "cold pull on bare loopback, upstream nginx", "nginx"),
+    cold("cold-registry", "cold pull on bare loopback, upstream distribution", "registry"),
+    FirstByte(
+        "first-byte",
+        "first byte of a cold blob, upstream with 50 ms",
+        "ms",
+        ("direct", *MIRRORS),
+        ("direct",),
+        more_is_better=False,
+        is_difference=True,
+    ),
+    Crowd("crowd", "50 clients on one cold blob of 16 MiB", "s", MIRRORS, ("nginx-cache",), more_is_better=False),
+    Memory(
+        "memory",
+        "memory of an idle connection",
+        "KiB",
+        MIRRORS,
+        ("nginx-cache",),
+        more_is_better=False,
+    ),
+]
