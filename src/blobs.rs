@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::Method;
 
+use crate::begun::Begin;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
@@ -40,7 +41,7 @@ impl Blobs {
         Self { store, fills, proofs: Flights::new() }
     }
 
-    /// A blob by digest.
+    /// A blob by digest. `begin` is asked before a download is begun for this caller alone.
     ///
     /// # Errors
     /// The upstream's, where it is neither held nor may be fetched.
@@ -50,6 +51,7 @@ impl Blobs {
         place: &Place,
         digest: Digest,
         head: bool,
+        begin: impl FnOnce() -> Result<Begin>,
     ) -> Result<Blob> {
         let linked = self.store.link(place, &digest).await.is_some();
         if linked && let Some(content) = self.held_blob(digest).await {
@@ -72,7 +74,22 @@ impl Blobs {
                 return Ok(self.follow(fill));
             }
         }
+        if let Some(fill) = self.fills.find(&digest).filter(|fill| fill.place == *place) {
+            return Ok(self.follow(fill));
+        }
+        let begun = begin()?;
         let (follower, joined) = filling::join_or_start(&self.fills, upstream, place, digest);
+        if let Some(fill) = self.fills.find(&digest).filter(|_| !joined) {
+            let mut progress = fill.progress.subscribe();
+            tokio::spawn(async move {
+                let _begun = begun; // until its end, whoever is still there to see it
+                let _ended = progress.wait_for(|progress| progress.end.is_some()).await;
+            });
+        }
+        // Another repository's fill may have begun since the look for one above.
+        if joined && follower.place() != place {
+            self.prove(upstream, place, digest).await?;
+        }
         Ok(Blob::Filling(follower, joined))
     }
 

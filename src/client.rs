@@ -38,7 +38,8 @@ impl<'a> Mirror<'a> {
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.authority())
+        let tls = self.config.listen.first().is_some_and(|listen| listen.tls.is_some());
+        format!("{}://{}", if tls { "https" } else { "http" }, self.authority())
     }
 
     /// For `/etc/docker/daemon.json`. Docker sends only Docker Hub's images to a mirror.

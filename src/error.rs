@@ -63,6 +63,8 @@ pub enum Kind {
     PathUnknown,
     /// A method that is not allowed here.
     Unsupported,
+    /// The caller has not shown who he is, or not in a way that is believed.
+    Unauthorized,
     /// The caller may not do this.
     Denied,
     /// The upstream's rate limit is used up and nothing is held.
@@ -102,6 +104,7 @@ impl Kind {
             Self::BadRequest => ("UNSUPPORTED", StatusCode::BAD_REQUEST),
             Self::PathUnknown => ("NAME_UNKNOWN", StatusCode::NOT_FOUND),
             Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED),
+            Self::Unauthorized => ("UNAUTHORIZED", StatusCode::UNAUTHORIZED),
             Self::Denied => ("DENIED", StatusCode::FORBIDDEN),
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable | Self::NoLogin => ("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE),

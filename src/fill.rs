@@ -74,6 +74,11 @@ impl Follower {
         Self { progress: fill.progress.subscribe(), fill, metrics: Arc::clone(metrics) }
     }
 
+    /// Whose upstream path the fill comes through.
+    pub fn place(&self) -> &Place {
+        &self.fill.place
+    }
+
     /// The file to read from, as far as `ready` says.
     ///
     /// # Errors

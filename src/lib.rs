@@ -46,6 +46,12 @@ pub mod index;
 
 pub mod spares;
 
+pub mod rules;
+
+pub mod pass;
+
+pub mod scope;
+
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 
@@ -83,13 +89,22 @@ pub mod prefetch;
 
 pub mod manifests;
 
+pub mod begun;
+
 pub mod blobs;
 
 pub mod pages;
 
 pub mod hosted;
 
+pub mod certificates;
 pub mod uploads;
+
+pub mod people;
+
+pub mod issuer;
+
+pub mod rights;
 
 // Shell: sockets, answers, commands.
 pub mod telemetry;
@@ -106,7 +121,10 @@ pub mod answer;
 
 pub mod receive;
 
+pub mod doors;
 pub mod hosting;
+
+pub mod transport;
 
 pub mod server;
 

@@ -46,6 +46,7 @@ pub struct Metrics {
     evicted_bytes: IntCounter,
     /// Content that was found not to have its digest.
     pub verify_failures: IntCounter,
+    auth_decisions: IntCounterVec,
     /// Connections that clients hold open.
     pub connections: IntGauge,
 }
@@ -232,6 +233,12 @@ impl Metrics {
                 "verify_failures_total",
                 "Held content found not to have its digest.",
             )?,
+            auth_decisions: counters(
+                r,
+                "auth_decisions_total",
+                "Decisions on who may come in, by result.",
+                &["result"],
+            )?,
             connections: gauge(r, "connections", "Connections that clients hold open.")?,
             registry: registry.clone(),
         };
@@ -348,6 +355,11 @@ impl Metrics {
     pub fn evicted(&self, reason: &str, bytes: u64) {
         self.evictions.with_label_values(&[reason]).inc();
         self.evicted_bytes.inc_by(bytes);
+    }
+
+    /// Counts a decision: `allowed`, `challenged` or `denied`.
+    pub fn auth_decided(&self, result: &str) {
+        self.auth_decisions.with_label_values(&[result]).inc();
     }
 
     /// Counts the end of a fill.

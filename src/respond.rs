@@ -119,6 +119,27 @@ impl Answer {
     }
 }
 
+/// Reads a request's body of at most `max` bytes; `None` where it is longer, breaks off, or does
+/// not come in time.
+pub async fn read_body(
+    session: &mut ServerSession,
+    max: usize,
+    within: Duration,
+) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+    let mut body = zeroize::Zeroizing::new(Vec::new());
+    let read = async {
+        while let Some(piece) = session.read_request_body().await.ok()? {
+            if body.len() + piece.len() > max {
+                return None;
+            }
+            body.extend_from_slice(&piece);
+        }
+        Some(())
+    };
+    tokio::time::timeout(within, read).await.ok()??;
+    Some(body)
+}
+
 /// What was sent.
 #[derive(Debug, Default)]
 pub struct Sent {

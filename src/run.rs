@@ -13,16 +13,19 @@ use pingora::protocols::{Stream, TcpKeepalive};
 use pingora::server::{Fds, ListenFds, ShutdownWatch};
 use pingora::services::Service as _;
 use pingora::services::listening::Service;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::Admin;
+use crate::certificates::Certificates;
 use crate::config::{self, Config};
 use crate::disk::Disk;
+use crate::doors::Door;
 use crate::keeper::Bounds;
 use crate::metrics::Metrics;
-use crate::server::Mirror;
+use crate::server::{Front, Mirror};
 use crate::store::Store;
+use crate::transport::{self, Gate, Places};
 use crate::upkeep;
 
 /// A mirror that is running.
@@ -36,8 +39,8 @@ pub struct Running {
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
-    places: Arc<Semaphore>,
-    places_all: usize,
+    places: Arc<Places>,
+    watched: Watched,
     drain_timeout: Duration,
 }
 
@@ -62,15 +65,16 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let admin = bind(&[config.admin])?;
     let addresses = local(&pull)?;
     let admin_address = local(&admin)?[0];
-    let places_all = config.server.max_connections;
-    let places = Arc::new(Semaphore::new(places_all));
+    let certificates = config.listen.iter().map(|l| l.tls.as_ref().map(Certificates::load));
+    let certificates: Vec<Option<Arc<Certificates>>> = certificates
+        .map(|one| one.transpose().map_err(anyhow::Error::msg))
+        .collect::<anyhow::Result<_>>()?;
+    let places = Places::new(&config.server, Arc::clone(&metrics));
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let limited = Limited { app: Arc::clone(&mirror), places: Arc::clone(&places), metrics };
     let tended = Arc::clone(&mirror);
-    let services = vec![
+    let mut services = vec![
         tokio::spawn(async move { tended.hosting.tend().await }),
-        serve("pull", pull, limited, pull_stopped)?,
         serve(
             "admin",
             admin,
@@ -78,6 +82,18 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
             admin_stopped,
         )?,
     ];
+    for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
+        let tls = certificates.as_ref().map(transport::acceptor).transpose();
+        let gate = Gate {
+            app: Arc::new(Front::new(Arc::clone(&mirror), Door::new(listen))),
+            places: Arc::clone(&places),
+            tls: tls.map_err(anyhow::Error::msg)?,
+        };
+        services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
+    }
+    let certificates = certificates.into_iter().flatten().collect();
+    let watched = Watched { certificates, mirror: Arc::clone(&mirror) };
+    services.push(tokio::spawn(watch_files(watched.clone())));
     Ok(Running {
         addresses,
         admin: admin_address,
@@ -86,7 +102,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         stop_admin,
         services,
         places,
-        places_all,
+        watched,
         drain_timeout: config.server.drain_timeout.get(),
     })
 }
@@ -105,14 +121,18 @@ impl Running {
         &self.mirror
     }
 
+    /// Reads the files again that change while we run: certificates, users and keys. Connections
+    /// under way stay.
+    pub async fn reload(&self) {
+        self.watched.reload(true).await;
+    }
+
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
     /// Returns whether all of them came to their end.
     pub async fn stop(self) -> bool {
         let deadline = Instant::now() + self.drain_timeout;
         let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
-        let all = u32::try_from(self.places_all).unwrap_or(u32::MAX);
-        let drained =
-            tokio::time::timeout_at(deadline.into(), self.places.acquire_many(all)).await.is_ok();
+        let drained = tokio::time::timeout_at(deadline.into(), self.places.empty()).await.is_ok();
         // What has been downloaded to its end is still to be kept; the rest is resumed some day.
         while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -129,6 +149,49 @@ impl Running {
             service.abort();
         }
         drained
+    }
+}
+
+/// Looks at the files each second, so that whoever renews a certificate need tell nobody.
+async fn watch_files(watched: Watched) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        watched.reload(false).await;
+    }
+}
+
+/// What is read from files of its own that may change at any time.
+#[derive(Clone, Debug)]
+struct Watched {
+    certificates: Vec<Arc<Certificates>>,
+    mirror: Arc<Mirror>,
+}
+
+impl Watched {
+    async fn reload(&self, force: bool) {
+        let doors = &self.mirror.doors;
+        let (people, issuer) = (doors.people().cloned(), doors.issuer().cloned());
+        let certificates = self.certificates.clone();
+        if certificates.is_empty() && people.is_none() && issuer.is_none() {
+            return;
+        }
+        let read = move || {
+            let tell = |what: &str, outcome: Result<bool, String>| match outcome {
+                Ok(true) => tracing::info!("new {what} are in force"),
+                Ok(false) => {}
+                Err(why) => tracing::error!(%why, "new {what} are refused; the old ones stay"),
+            };
+            for one in certificates {
+                tell("certificates", one.reload(force));
+            }
+            if let Some(people) = people {
+                tell("users", people.reload(force));
+            }
+            if let Some(issuer) = issuer {
+                tell("keys", issuer.reload(force));
+            }
+        };
+        let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
     }
 }
 
@@ -187,41 +250,6 @@ fn socket_options() -> TcpSocketOptions {
         user_timeout: Duration::ZERO,
     });
     options
-}
-
-/// Bounds the number of connections, and counts them for the end.
-struct Limited {
-    app: Arc<Mirror>,
-    places: Arc<Semaphore>,
-    metrics: Arc<Metrics>,
-}
-
-#[async_trait]
-impl ServerApp for Limited {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
-        let _place = self.places.acquire().await.ok()?;
-        let _counted = Counted::new(&self.metrics);
-        ServerApp::process_new(&self.app, stream, shutdown).await
-    }
-}
-
-struct Counted<'a>(&'a Metrics);
-
-impl<'a> Counted<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.connections.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.dec();
-    }
 }
 
 struct Plain(Arc<Admin>);

@@ -15,24 +15,29 @@ use pingora::server::ShutdownWatch;
 
 use crate::account::{Line, milliseconds};
 use crate::answer::{self, Conditions};
+use crate::begun::Begun;
 use crate::blobs::Blobs;
-use crate::config::{self, Config};
-use crate::error::{Error, Fault, Kind, Result};
+use crate::config::{self, Auth, Config};
+use crate::doors::{self, Door, Doors, Knock};
+use crate::error::{Error, Fault, Result};
 use crate::express::{self, About, Express};
 use crate::fill::Fills;
 use crate::hosting::Hosting;
 use crate::hot;
-use crate::manifests::{Found, Manifests, Terms};
+use crate::manifests::{Manifests, Terms};
 use crate::metrics::Metrics;
-use crate::name::{Reference, Repository, Tag};
-use crate::pages::{self, Referrers};
+use crate::name::{Reference, Repository};
 use crate::patterns::Patterns;
 use crate::prefetch::Prefetch;
 use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
+use crate::rights::{self, Rights};
 use crate::route::{Action, Route, Table, Target};
 use crate::store::{Place, Store};
 use crate::upstream::Upstream;
+
+mod door;
+mod finding;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -45,19 +50,23 @@ struct Origin {
     terms: Arc<Terms>,
     allowed: Patterns,
     prefetch: bool,
+    /// Where callers are answered by their own rights.
+    rights: Option<Rights>,
 }
 
-/// Tells the mirrors of one process apart, for the ready answers of a thread.
+/// Tells the addresses of one process apart, for the ready answers of a thread.
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// The mirror: everything that a request is answered from.
 #[derive(Debug)]
 pub struct Mirror {
-    id: u64,
     table: Table,
+    /// Who may come in.
+    pub doors: Doors,
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
+    begun: Arc<Begun>,
     prefetch: Arc<Prefetch>,
     /// The repositories that live here.
     pub hosting: Hosting,
@@ -78,7 +87,7 @@ struct Request {
     method: Method,
     path: String,
     query: Option<String>,
-    host: Option<String>,
+    knock: Knock,
     user_agent: String,
     conditions: Conditions,
     received: Instant,
@@ -92,6 +101,8 @@ struct Account {
     kind: &'static str,
     /// Whether the answer to this very request will never change.
     is_immutable: bool,
+    /// What a token would have to be for.
+    scope: Option<String>,
 }
 
 impl Mirror {
@@ -116,6 +127,10 @@ impl Mirror {
                 }),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
                 prefetch: settings.prefetch,
+                rights: match &settings.auth {
+                    Auth::Passthrough(how) => Some(Rights::new(how.clone(), doors::random_key()?)),
+                    _ => None,
+                },
                 upstream: Arc::clone(&upstream),
             };
             origins.insert(Arc::clone(upstream.name()), origin);
@@ -134,11 +149,12 @@ impl Mirror {
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
         let settings = config.server.clone();
         Ok(Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            doors: Doors::new(config)?,
             table,
             origins,
             manifests,
             blobs,
+            begun: Begun::new(config.server.max_fills_per_caller),
             prefetch,
             hosting,
             fills,
@@ -159,6 +175,7 @@ impl Mirror {
     /// fetched, answered.
     async fn answer(
         &self,
+        door: &Door,
         request: &Request,
         session: &mut ServerSession,
         account: &mut Account,
@@ -167,103 +184,51 @@ impl Mirror {
             &request.method,
             &request.path,
             request.query.as_deref(),
-            request.host.as_deref(),
+            request.knock.host.as_deref(),
         )?;
         account.kind = kind_of(&route.action);
+        let act = door::act_of(&route.action);
+        account.scope = route.target.as_ref().map(|target| doors::scope(target, act));
+        let caller = self.doors.enter(door, &request.knock).await?;
         let Some(target) = &route.target else {
+            self.doors.ping(door, &request.knock, &caller)?;
             return match route.action {
-                Action::Catalog(n, last) => self.hosting.catalog(n, last).await,
-                _ => Ok(answer::ping()),
+                Action::Catalog(n, last) => {
+                    self.doors.list(&caller)?;
+                    self.hosting.catalog(n, last).await
+                }
+                _ => self.ping(&caller).await,
             };
         };
         account.take(&route.action, target);
         if target.is_hosted() {
+            self.admit_hosted(door, &caller, target, &route.action)?;
             let mut body = Incoming::new(session, self.settings.send_timeout.get());
             return self
                 .hosting
-                .answer(&route.action, target, &request.conditions, &mut body)
+                .answer(
+                    &self.doors.lawful(&caller, &route.action),
+                    target,
+                    &request.conditions,
+                    &mut body,
+                )
                 .await;
         }
-        let origin = self.admit(target)?;
+        let origin = self.admit(door, &caller, target)?;
+        // By whose right it was answered matters to nobody else's ready answer.
+        account.is_immutable &=
+            origin.rights.is_none() && !self.doors.guard(door, request.knock.host.as_deref());
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
-        let head = request.conditions.head;
-        let mut answer = match &route.action {
-            Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
-            Action::Manifest(reference) => {
-                let found = self.manifest(origin, &place, reference, head).await?;
-                answer::manifest(found, &request.conditions)
+        let found = self.found(request, &route, target, (origin, &caller), &place).await;
+        let mut answer = match (&origin.rights, found) {
+            (Some(_), Err(e)) => {
+                return Err(rights::told(&place, caller.asker(&target.upstream), e));
             }
-            Action::Blob(digest) => {
-                if origin.prefetch && !head {
-                    self.prefetch.asked(&origin.upstream, &place, digest);
-                }
-                let blob = self.blobs.get(&origin.upstream, &place, *digest, head).await?;
-                answer::blob(blob, digest, &request.conditions).await?
-            }
-            Action::Tags(page) => answer::tags(
-                pages::tags(&origin.upstream, target, page, route.namespace.as_deref()).await?,
-            ),
-            Action::Referrers(subject, types, _) => {
-                self.referrers(origin, &place, subject, types).await?
-            }
+            (_, found) => found?,
         };
         echo_namespace(&route, &mut answer);
         Ok(answer)
-    }
-
-    /// Decides whether a request may be answered at all, before anything is looked up.
-    fn admit(&self, target: &Target) -> Result<&Origin> {
-        let origin = self.origins.get(&target.upstream).ok_or_else(|| {
-            Error::new(
-                Kind::NameUnknown,
-                format!("no upstream is configured for {}", target.upstream),
-            )
-        })?;
-        if origin.allowed.permits(target.repository.as_str()) {
-            return Ok(origin);
-        }
-        Err(Error::new(
-            Kind::Denied,
-            format!(
-                "{} of {} may not be pulled through this mirror",
-                target.repository, target.upstream
-            ),
-        ))
-    }
-
-    async fn manifest(
-        &self,
-        origin: &Origin,
-        place: &Place,
-        reference: &Reference,
-        head: bool,
-    ) -> Result<Found> {
-        self.manifests.get(&origin.upstream, &origin.terms, place, reference, head).await
-    }
-
-    /// What is attached to a manifest; from the fallback tag where the upstream lacks the API.
-    async fn referrers(
-        &self,
-        origin: &Origin,
-        place: &Place,
-        subject: &crate::digest::Digest,
-        types: &[String],
-    ) -> Result<Answer> {
-        let found = match pages::referrers(&origin.upstream, &place.repository, subject).await? {
-            Referrers::Listed(found) => found,
-            Referrers::Unsupported => {
-                let tag = Reference::Tag(Tag::of_referrers(subject));
-                match self.manifest(origin, place, &tag, false).await {
-                    Ok(found) => {
-                        found.bytes().await.and_then(|b| pages::descriptors(&b)).unwrap_or_default()
-                    }
-                    Err(e) if e.is_absence() => Vec::new(),
-                    Err(e) => return Err(e),
-                }
-            }
-        };
-        Ok(answer::referrers(pages::referrers_index(found, types), !types.is_empty()))
     }
 
     /// Reads a request's head, within its deadline. `None`: there is none, or it is beyond use.
@@ -295,49 +260,30 @@ struct Answered {
     upstream: Option<Duration>,
 }
 
+/// The mirror behind one of its addresses.
+#[derive(Debug)]
+pub struct Front {
+    mirror: Arc<Mirror>,
+    door: Door,
+    /// Ready answers of one address are none of another's.
+    id: u64,
+}
+
+impl Front {
+    /// The mirror behind this door.
+    pub fn new(mirror: Arc<Mirror>, door: Door) -> Self {
+        Self { mirror, door, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
 #[async_trait]
-impl HttpServerApp for Mirror {
+impl HttpServerApp for Front {
     async fn process_new_http(
         self: &Arc<Self>,
-        mut session: ServerSession,
+        session: ServerSession,
         stop: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        let received = self.read(&mut session, stop).await?;
-        self.set_keepalive(&mut session, stop);
-        let express = Express::of(&mut session);
-        if let Some(express) = &express
-            && let Some(prepared) = hot::get(&express::key(&session, self.id), received)
-        {
-            let patience = self.settings.send_timeout.get();
-            let sent = express.send(&session, &prepared, received, patience).await;
-            if self.access_log {
-                express::line(&session, &prepared, received, &sent).log();
-            }
-            return finish(session, &sent).await;
-        }
-        let request = Request::take(&session, received);
-        let mut account = Account { kind: "none", ..Account::default() };
-        let mut answer = match self.answer(&request, &mut session, &mut account).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                log_failure(&request, &error);
-                answer::error(&error, &request.user_agent, &request.method)
-            }
-        };
-        let answered = finish_headers(&mut answer, request.received);
-        if express.is_some() && account.is_immutable {
-            let about = account.about(&self.metrics);
-            express::remember(&express::key(&session, self.id), &answer, about, received);
-        }
-        let patience = self.settings.send_timeout.get();
-        let sent = respond::send(&mut session, &request.method, answer, patience).await;
-        let line = account.line(&session, &request, &answered, &sent);
-        line.count(&self.metrics);
-        if self.access_log {
-            line.log();
-        }
-        receive::linger(&mut session).await;
-        finish(session, &sent).await
+        self.mirror.serve(&self.door, self.id, session, stop).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -350,7 +296,49 @@ impl HttpServerApp for Mirror {
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
+        Some(&self.mirror.options)
+    }
+}
+
+impl Mirror {
+    /// One request, from its head to the last byte of its answer.
+    async fn serve(
+        &self,
+        door: &Door,
+        id: u64,
+        mut session: ServerSession,
+        stop: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let received = self.read(&mut session, stop).await?;
+        self.set_keepalive(&mut session, stop);
+        let express = Express::of(&mut session);
+        if let Some(express) = &express
+            && let Some(prepared) = hot::get(&express::key(&session, id), received)
+        {
+            let patience = self.settings.send_timeout.get();
+            let sent = express.send(&session, &prepared, received, patience).await;
+            if self.access_log {
+                express::line(&session, &prepared, received, &sent).log();
+            }
+            return finish(session, &sent).await;
+        }
+        let request = Request::take(&session, received);
+        let mut account = Account { kind: "none", ..Account::default() };
+        let mut answer = self.reply(door, &mut session, &request, &mut account).await;
+        let answered = finish_headers(&mut answer, request.received);
+        if express.is_some() && account.is_immutable {
+            let about = account.about(&self.metrics);
+            express::remember(&express::key(&session, id), &answer, about, received);
+        }
+        let patience = self.settings.send_timeout.get();
+        let sent = respond::send(&mut session, &request.method, answer, patience).await;
+        let line = account.line(&session, &request, &answered, &sent);
+        line.count(&self.metrics);
+        if self.access_log {
+            line.log();
+        }
+        receive::linger(&mut session).await;
+        finish(session, &sent).await
     }
 }
 
@@ -393,7 +381,15 @@ impl Request {
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().map(str::to_owned),
-            host: text(header::HOST).or(authority),
+            knock: Knock {
+                host: text(header::HOST).or(authority),
+                authorization: text(header::AUTHORIZATION).map(Into::into),
+                address: session
+                    .client_addr()
+                    .and_then(|a| a.as_inet())
+                    .map(std::net::SocketAddr::ip),
+                certificate: door::certificate(session),
+            },
             user_agent: text(header::USER_AGENT).unwrap_or_default(),
             conditions: Conditions {
                 head: head.method == Method::HEAD,

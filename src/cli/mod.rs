@@ -339,12 +339,16 @@ fn raise_file_limit() {
 async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let running = run::start(config)?;
     say!("{}", banner(config, &running));
     tracing::info!(addresses = ?running.addresses, admin = %running.admin, cache = %config.cache.path.display(), "serving");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => running.reload().await,
+        }
     }
     tracing::info!(drain_timeout = %config.server.drain_timeout, "stopping: transfers under way go on to their end");
     if !running.stop().await {
@@ -357,8 +361,9 @@ async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
 fn banner(config: &Config, running: &run::Running) -> String {
     use std::fmt::Write;
     let mut text = format!("pierhead {}\n", env!("CARGO_PKG_VERSION"));
-    for address in &running.addresses {
-        let _ = writeln!(text, "  mirror   http://{address}"); // a String takes all
+    for (address, listen) in running.addresses.iter().zip(&config.listen) {
+        let scheme = if listen.tls.is_some() { "https" } else { "http" };
+        let _ = writeln!(text, "  mirror   {scheme}://{address}"); // a String takes all
     }
     let _ = writeln!(text, "  admin    http://{}", running.admin);
     let _ = writeln!(

@@ -12,6 +12,7 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::clients::Passthrough;
 use super::read;
 
 /// What stands where a secret would.
@@ -40,6 +41,8 @@ pub enum Auth {
     Gcp(Gcp),
     /// Azure, by a service principal, a workload identity or a managed identity.
     Acr(Acr),
+    /// The caller's own, by whose right he is answered.
+    Passthrough(Passthrough),
     /// Several accounts: the next one is taken where the limit of one is reached.
     Several(Vec<Auth>),
 }
@@ -126,7 +129,7 @@ pub struct Acr {
 }
 
 /// What `auth` may be, for every refusal.
-const AUTH_FORMS: &str = "write `anonymous`, `docker-config`, or a map with username and either \
+const AUTH_FORMS: &str = "write `anonymous`, `passthrough`, `docker-config`, or a map with username and either \
                           password or password_file, or with one of helper, ecr, gcp, acr";
 
 impl Auth {
@@ -142,6 +145,7 @@ impl Auth {
     pub fn whose(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".to_owned(),
+            Self::Passthrough(_) => "each caller's own login".to_owned(),
             Self::Static { username, .. } => format!("`{username}`"),
             Self::DockerConfig => "the login of docker-config".to_owned(),
             Self::Helper(name) => format!("the login of docker-credential-{name}"),
@@ -188,9 +192,7 @@ impl<'de> Visitor<'de> for AuthVisitor {
             "docker-config" => Ok(Auth::DockerConfig),
             "ecr" | "gcp" | "acr" => Err(E::custom(format!("write it as a map: {{{word}: {{}}}}"))),
             "helper" => Err(E::custom("write it as a map with the helper's name: {helper: NAME}")),
-            "passthrough" => {
-                Err(E::custom(format!("this version cannot do `{word}` yet; {AUTH_FORMS}")))
-            }
+            "passthrough" => Ok(Auth::Passthrough(Passthrough::default())),
             // Not repeated: `user:password` is a likely slip.
             _ => Err(E::custom(format!("this is no way to log in; {AUTH_FORMS}"))),
         }
@@ -203,6 +205,9 @@ impl<'de> Visitor<'de> for AuthVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Auth, A::Error> {
         let mut all = Vec::new();
         while let Some(one) = list.next_element::<Auth>()? {
+            if matches!(one, Auth::Passthrough(_)) {
+                return Err(A::Error::custom("passthrough is no account of ours; write it alone"));
+            }
             if matches!(one, Auth::Several(_)) {
                 return Err(A::Error::custom("a list in a list of accounts; write one list"));
             }
@@ -223,6 +228,7 @@ struct AuthForm {
     password: Option<String>,
     password_file: Option<PathBuf>,
     helper: Option<String>,
+    passthrough: Option<Passthrough>,
     ecr: Option<Ecr>,
     gcp: Option<Gcp>,
     acr: Option<Acr>,
@@ -238,6 +244,7 @@ impl AuthForm {
         let fixed = fixed.into_iter().find(|(_, given)| *given).map(|(key, _)| key);
         let ways = [
             self.helper.map(|name| ("helper", Auth::Helper(name))),
+            self.passthrough.map(|how| ("passthrough", Auth::Passthrough(how))),
             self.ecr.map(|ecr| ("ecr", Auth::Ecr(ecr))),
             self.gcp.map(|gcp| ("gcp", Auth::Gcp(gcp))),
             self.acr.map(|acr| ("acr", Auth::Acr(acr))),
@@ -276,6 +283,7 @@ impl Serialize for Auth {
         match self {
             Self::Anonymous => serializer.serialize_str("anonymous"),
             Self::DockerConfig => serializer.serialize_str("docker-config"),
+            Self::Passthrough(how) => one(serializer, "passthrough", how),
             Self::Helper(name) => one(serializer, "helper", name),
             Self::Ecr(ecr) => one(serializer, "ecr", ecr),
             Self::Gcp(gcp) => one(serializer, "gcp", gcp),
@@ -301,6 +309,7 @@ impl JsonSchema for Auth {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let text = |what: &str| json_schema!({ "type": "string", "description": what });
+        let passthrough = generator.subschema_for::<Passthrough>();
         let (ecr, gcp, acr) = (
             generator.subschema_for::<Ecr>(),
             generator.subschema_for::<Gcp>(),
@@ -316,6 +325,7 @@ impl JsonSchema for Auth {
         };
         let one = json_schema!({ "oneOf": [
             { "const": "anonymous", "description": "None of our own: public content only." },
+            { "const": "passthrough", "description": "The caller's own." },
             { "const": "docker-config", "description": "What `docker login` has left." },
             {
                 "description": "A fixed user.",
@@ -330,6 +340,7 @@ impl JsonSchema for Auth {
                 "additionalProperties": false,
             },
             map("helper", text("The program docker-credential-NAME, by NAME.")),
+            map("passthrough", passthrough),
             map("ecr", ecr),
             map("gcp", gcp),
             map("acr", acr),

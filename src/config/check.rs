@@ -49,6 +49,7 @@ impl Checker<'_> {
         self.server(config);
         self.log(config);
         self.upstreams(config);
+        self.doors(config);
         self.hosted(config);
     }
 

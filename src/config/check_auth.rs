@@ -33,7 +33,7 @@ impl Checker<'_> {
             at
         };
         match auth {
-            Auth::Anonymous | Auth::DockerConfig | Auth::Several(_) => {}
+            Auth::Anonymous | Auth::DockerConfig | Auth::Passthrough(_) | Auth::Several(_) => {}
             Auth::Static { username, password } => {
                 if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
                     let text = "a user's name cannot be empty or hold `:` or control characters; \
@@ -112,7 +112,9 @@ impl Checker<'_> {
         if let Some(url) = upstream.endpoints.iter().find(|url| is_in_the_clear(url)) {
             self.warn(at, &format!("the password goes to {url} in the clear; use https"));
         }
-        if let Some(open) = config.listen.iter().find(|listen| !listen.address.ip().is_loopback()) {
+        let own = matches!(upstream.auth, Auth::Passthrough(_));
+        let open = config.listen.iter().find(|listen| !listen.address.ip().is_loopback());
+        if let Some(open) = open.filter(|_| !own && config.clients.is_none()) {
             let text = format!(
                 "whoever reaches {} can read all that {} may read at {name}; shut others out by a \
                  firewall",
@@ -150,7 +152,7 @@ mod tests {
             ),
             (
                 "admin:hunter2",
-                "1:26: this is no way to log in; write `anonymous`, `docker-config`, or a map with username and either password or password_file, or with one of helper, ecr, gcp, acr",
+                "1:26: this is no way to log in; write `anonymous`, `passthrough`, `docker-config`, or a map with username and either password or password_file, or with one of helper, ecr, gcp, acr",
             ),
             (
                 "{helper: ../evil}",

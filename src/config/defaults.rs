@@ -26,6 +26,7 @@ impl Default for Config {
             cache: Cache::default(),
             default_upstream: Some(DEFAULT_UPSTREAM.to_owned()),
             upstreams: upstreams.collect::<BTreeMap<_, _>>(),
+            clients: None,
             hosted: Hosted::default(),
             server: Server::default(),
             log: Log::default(),
@@ -35,7 +36,8 @@ impl Default for Config {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 5000)) }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000));
+        Self { address, tls: None, serves: Vec::new(), url: None }
     }
 }
 
@@ -143,6 +145,8 @@ impl Default for Server {
         Self {
             threads: 0,
             max_connections: 20_000,
+            max_connections_per_address: 2_000,
+            max_fills_per_caller: 64,
             header_timeout: Span::secs(15),
             idle_timeout: Span::secs(60),
             send_timeout: Span::secs(60),

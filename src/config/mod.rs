@@ -16,21 +16,27 @@ use units::{Free, Size, Span};
 mod auth;
 mod check;
 mod check_auth;
+mod check_clients;
 mod check_hosted;
 mod check_upstreams;
+pub mod clients;
 mod de;
 mod defaults;
 mod fault;
 mod hosts;
+pub mod htpasswd;
+pub mod jwks;
 mod layers;
 mod load;
 mod read;
 mod secret;
 mod show;
+pub mod tls;
 mod tree;
 pub mod units;
 
 pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
+pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
 pub use layers::Overrides;
@@ -58,6 +64,9 @@ pub struct Config {
     /// is ever dialled. Default: the well-known public registries.
     #[schemars(with = "BTreeMap<String, Option<Upstream>>")]
     pub upstreams: BTreeMap<String, Upstream>,
+    /// Who may come in. Absent: everybody who reaches the port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clients: Option<Clients>,
     /// The repositories that live here, beside the mirror. Default: none.
     pub hosted: Hosted,
     /// How the server treats its connections.
@@ -73,6 +82,17 @@ pub struct Listen {
     /// `IP:PORT`; port 0 takes a free one.
     #[schemars(with = "String")]
     pub address: SocketAddr,
+    /// TLS; without it the address speaks plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// The upstreams that are reached here, and `hosted`. Empty: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub serves: Vec<String>,
+    /// The base URL that clients know this address by, for the token service. Default: as the
+    /// request says.
+    #[serde(serialize_with = "read::write_optional", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub url: Option<url::Url>,
 }
 
 /// Where content is kept, and how much of it.
@@ -237,8 +257,13 @@ pub struct Quota {
 pub struct Server {
     /// Threads that serve sockets; 0 takes one per core. Default `0`.
     pub threads: usize,
-    /// Connections served at once; more wait to be accepted. Default `20000`.
+    /// Connections served at once; some more wait for their turn, the rest is turned away. Default
+    /// `20000`.
     pub max_connections: usize,
+    /// Connections from one address at once; more are turned away. Default `2000`.
+    pub max_connections_per_address: usize,
+    /// Downloads that one caller may have begun at once; more are answered with 429. Default `64`.
+    pub max_fills_per_caller: usize,
     /// Deadline for a whole request head. Default `15s`.
     pub header_timeout: Span,
     /// How long an idle connection is kept. Default `60s`.

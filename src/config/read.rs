@@ -12,7 +12,7 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-use super::Listen;
+use super::{Listen, Tls};
 
 // --- addresses ---------------------------------------------------------------------------------
 
@@ -55,7 +55,8 @@ impl<'de> Visitor<'de> for ListenVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
-        Ok(Listen { address: address(text).map_err(E::custom)? })
+        let address = address(text).map_err(E::custom)?;
+        Ok(Listen { address, tls: None, serves: Vec::new(), url: None })
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Listen, E> {
@@ -68,9 +69,15 @@ impl<'de> Visitor<'de> for ListenVisitor {
         struct Form {
             #[serde(deserialize_with = "socket")]
             address: SocketAddr,
+            tls: Option<Tls>,
+            #[serde(default)]
+            serves: Vec<String>,
+            url: Option<String>,
         }
-        let Form { address } = Form::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Listen { address })
+        let Form { address, tls, serves, url } =
+            Form::deserialize(MapAccessDeserializer::new(map))?;
+        let url = url.map(|url| endpoint(&url).map_err(A::Error::custom)).transpose()?;
+        Ok(Listen { address, tls, serves, url })
     }
 }
 

@@ -7,6 +7,7 @@ use http::header::{ACCEPT, AUTHORIZATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use url::form_urlencoded;
 
+use super::Who;
 use super::answer::read_up_to;
 use super::ask::{self, Ask};
 use super::credentials::{Credentials, Current, Login};
@@ -17,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::limits::TOKEN_BYTES_MAX;
 
 /// Whose token, and for what.
-type Key = (usize, Bearer, String);
+type Key = ((Who, usize), Bearer, String);
 
 /// What one account may show.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(super) struct Access {
     /// Tokens by account, realm, service and scope; one fetch for any number of waiters.
     tokens: moka::future::Cache<Key, Token>,
     realms: Vec<String>,
+    who: Who,
 }
 
 /// What was shown with a request.
@@ -61,7 +63,17 @@ impl Access {
     pub(super) fn new(upstream: &Arc<str>, realms: Vec<String>) -> Self {
         let tokens =
             moka::future::Cache::builder().max_capacity(10_000).expire_after(TokenLife).build();
-        Self { upstream: Arc::clone(upstream), tokens, realms }
+        Self { upstream: Arc::clone(upstream), tokens, realms, who: None }
+    }
+
+    /// The same for a caller's own credentials, whose tokens are kept apart.
+    pub(super) fn for_caller(&self, who: [u8; 32]) -> Self {
+        Self {
+            upstream: Arc::clone(&self.upstream),
+            tokens: self.tokens.clone(),
+            realms: self.realms.clone(),
+            who: Some(who),
+        }
     }
 
     /// The `Authorization` of an account for a question, by what the endpoint is known to want.
@@ -95,8 +107,8 @@ impl Access {
                 }
             }
             Some(Challenge::Bearer(bearer)) => {
-                let scope = bearer.scope_for(ask.repository.as_str());
-                let key = (account, bearer, scope);
+                let scope = ask.scope(&bearer);
+                let key = ((self.who, account), bearer, scope);
                 let entry = self
                     .tokens
                     .entry_by_ref(&key)

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode};
 
+use super::token::Bearer;
 use crate::digest::Digest;
 use crate::error::{Error, Kind};
 use crate::media::{ACCEPT_MANIFESTS, OCI_INDEX};
@@ -21,6 +22,8 @@ pub enum Object {
     Tags,
     /// What is attached to a manifest.
     Referrers,
+    /// Whether it lets us in at all.
+    Ping,
 }
 
 impl Object {
@@ -31,6 +34,7 @@ impl Object {
             Self::Blob => "blob",
             Self::Tags => "tags",
             Self::Referrers => "referrers",
+            Self::Ping => "ping",
         }
     }
 }
@@ -57,7 +61,7 @@ impl Ask {
         let accept = match object {
             Object::Manifest => ACCEPT_MANIFESTS,
             Object::Referrers => OCI_INDEX,
-            Object::Tags => "application/json",
+            Object::Tags | Object::Ping => "application/json",
             Object::Blob => "*/*",
         };
         Self { method, object, repository: repository.clone(), path, accept, range: None }
@@ -93,6 +97,19 @@ impl Ask {
         ask
     }
 
+    /// Whether the upstream lets us in at all; for no repository in particular.
+    pub fn ping(repository: &Repository) -> Self {
+        Self::new(Method::GET, Object::Ping, repository, String::new())
+    }
+
+    /// The scope of a token that opens this; empty for none.
+    pub(super) fn scope(&self, bearer: &Bearer) -> String {
+        match self.object {
+            Object::Ping => String::new(),
+            _ => bearer.scope_for(self.repository.as_str()),
+        }
+    }
+
     /// A page of a list, by its path and query behind `/v2/`.
     pub fn page(object: Object, repository: &Repository, path: String) -> Self {
         Self::new(Method::GET, object, repository, path)
@@ -111,7 +128,7 @@ impl Ask {
         match self.object {
             Object::Manifest | Object::Referrers => Kind::ManifestUnknown,
             Object::Blob => Kind::BlobUnknown,
-            Object::Tags => Kind::NameUnknown,
+            Object::Tags | Object::Ping => Kind::NameUnknown,
         }
     }
 

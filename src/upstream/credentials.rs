@@ -113,7 +113,8 @@ impl Credentials {
         let hosts = endpoints.iter().map(super::redirect::authority);
         let names: Vec<String> = std::iter::once(upstream.to_string()).chain(hosts).collect();
         let source = match auth {
-            Auth::Anonymous => Source::Anonymous,
+            // Asked for ourselves, with nobody's credentials: what is public.
+            Auth::Anonymous | Auth::Passthrough(_) => Source::Anonymous,
             Auth::Static { username, password } => Source::Fixed {
                 username: username.clone(),
                 password: password.clone(),

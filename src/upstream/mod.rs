@@ -61,16 +61,19 @@ pub enum Patience {
     Full,
 }
 
+/// Whose credentials an upstream is asked with: a keyed hash of them, or ours.
+pub type Who = Option<[u8; 32]>;
+
 /// An upstream registry.
 #[derive(Debug)]
 pub struct Upstream {
     name: Arc<str>,
-    endpoints: Vec<Endpoint>,
-    wire: Wire,
+    endpoints: Arc<Vec<Endpoint>>,
+    wire: Arc<Wire>,
     access: Access,
     accounts: Accounts,
     anonymous: bool,
-    manners: Manners,
+    manners: Arc<Manners>,
     stall_timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -83,16 +86,14 @@ impl Upstream {
     pub fn new(name: &str, config: &config::Upstream, metrics: Arc<Metrics>) -> Result<Self> {
         let name: Arc<str> = name.into();
         Ok(Self {
-            endpoints: config
-                .endpoints
-                .iter()
-                .map(|url| Endpoint::new(url, config.private))
-                .collect(),
-            wire: Wire {
+            endpoints: Arc::new(
+                config.endpoints.iter().map(|url| Endpoint::new(url, config.private)).collect(),
+            ),
+            wire: Arc::new(Wire {
                 upstream: Arc::clone(&name),
                 clients: Clients::new(&name, config)?,
                 response_timeout: config.response_timeout.get(),
-            },
+            }),
             access: Access::new(&name, config.realms.clone()),
             accounts: Accounts::new(
                 &name,
@@ -101,11 +102,32 @@ impl Upstream {
                 config.ratelimit.reserve,
             )?,
             anonymous: config.auth.accounts().iter().all(|a| *a == config::Auth::Anonymous),
-            manners: Manners::new(&name, config),
+            manners: Arc::new(Manners::new(&name, config)),
             stall_timeout: config.stall_timeout.get(),
             metrics,
             name,
         })
+    }
+
+    /// The same upstream, asked with a caller's own credentials. What was learnt of its endpoints
+    /// is shared; tokens are kept apart by `who`, the credentials' keyed hash.
+    ///
+    /// # Errors
+    /// Never in practice: nothing is set up for a name and a password.
+    pub fn as_caller(&self, username: &str, password: &str, who: [u8; 32]) -> Result<Arc<Self>> {
+        let password = config::Password::Inline(password.to_owned());
+        let auth = config::Auth::Static { username: username.to_owned(), password };
+        Ok(Arc::new(Self {
+            name: Arc::clone(&self.name),
+            endpoints: Arc::clone(&self.endpoints),
+            wire: Arc::clone(&self.wire),
+            access: self.access.for_caller(who),
+            accounts: Accounts::new(&self.name, &auth, &[], 0)?,
+            anonymous: false,
+            manners: Arc::clone(&self.manners),
+            stall_timeout: self.stall_timeout,
+            metrics: Arc::clone(&self.metrics),
+        }))
     }
 
     /// Whether it is asked without credentials, so that all it shows is public.
@@ -126,7 +148,7 @@ impl Upstream {
             loop {
                 tokio::time::sleep(every).await;
                 let Some(upstream) = weak.upgrade() else { return };
-                for endpoint in &upstream.endpoints {
+                for endpoint in upstream.endpoints.iter() {
                     upstream.probe(endpoint).await;
                 }
             }

@@ -124,7 +124,9 @@ impl Bearer {
             if let Some(service) = &self.service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", scope);
+            if !scope.is_empty() {
+                query.append_pair("scope", scope);
+            }
             if let Some(account) = account {
                 query.append_pair("account", account);
             }

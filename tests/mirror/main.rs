@@ -16,9 +16,12 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod advisories;
 mod bounds;
 mod broken;
+mod clients;
 mod crash;
+mod crowds;
 mod fills;
 mod full_disk;
 mod hosted_crash;
@@ -36,6 +39,7 @@ mod memory;
 mod ops;
 mod outages;
 mod pages;
+mod passthrough;
 mod prefetch;
 mod pull;
 mod ranges;
@@ -44,7 +48,9 @@ mod registries;
 mod rot;
 mod routing;
 mod scripts;
+mod smuggling;
 mod support;
 mod tags;
+mod tls;
 mod tokens;
 mod upstreams;

@@ -20,6 +20,8 @@ pub(crate) enum Auth {
     Open,
     Basic(Account),
     Bearer(Bearer),
+    /// People who may each read some repositories, by tokens.
+    People(People),
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +86,47 @@ impl Bearer {
     }
 }
 
+/// People, and what each may read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct People {
+    accounts: Vec<Account>,
+    /// Repository and user; nobody's name stands for everybody.
+    readers: Vec<(String, String)>,
+    /// The status for those who may not: 401 or 404.
+    pub(crate) refusal: u16,
+}
+
+impl People {
+    pub(crate) fn new(accounts: &[Account]) -> Self {
+        Self { accounts: accounts.to_vec(), readers: Vec::new(), refusal: 401 }
+    }
+
+    pub(crate) fn let_read(&mut self, user: &str, repository: &str) {
+        self.readers.push((repository.to_owned(), user.to_owned()));
+    }
+
+    pub(crate) fn revoke(&mut self, user: &str, repository: &str) {
+        self.readers.retain(|(name, reader)| !(name == repository && reader == user));
+    }
+
+    fn may_read(&self, user: &str, repository: &str) -> bool {
+        repository.is_empty()
+            || self
+                .readers
+                .iter()
+                .any(|(name, reader)| name == repository && (reader == user || reader.is_empty()))
+    }
+
+    /// The user of Basic credentials; empty without any. None: they are wrong.
+    fn user(&self, given: &str) -> Option<String> {
+        if given.is_empty() {
+            return Some(String::new());
+        }
+        let known = self.accounts.iter().find(|account| account.basic() == given);
+        known.map(|account| account.user.clone())
+    }
+}
+
 /// The tokens in force: token to the scopes it was asked for with. A registry and its token
 /// service on another host share one.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +147,12 @@ impl Tokens {
         token
     }
 
+    fn user(&self, token: &str) -> Option<String> {
+        let tokens = self.0.lock();
+        let scopes = tokens.get(token)?;
+        scopes.iter().find_map(|scope| scope.strip_prefix("user:")).map(str::to_owned)
+    }
+
     fn opens(&self, token: &str, scope: &str) -> bool {
         let tokens = self.0.lock();
         let scopes = tokens.get(token).map(Vec::as_slice).unwrap_or_default();
@@ -122,6 +171,23 @@ impl Auth {
         let given = text(&request.headers, AUTHORIZATION.as_str());
         match self {
             Self::Open => None,
+            Self::People(people) => {
+                let token = given.strip_prefix("Bearer ").unwrap_or_default();
+                let scope = format!("repository:{repository}:pull");
+                let user = tokens.user(token);
+                let open = repository.is_empty() || tokens.opens(token, &scope);
+                match user {
+                    Some(user) if open && people.may_read(&user, repository) => None,
+                    Some(_) if open => Some(error(people.refusal)),
+                    _ => {
+                        let host = text(&request.headers, "host");
+                        let challenge = format!(
+                            r#"Bearer realm="http://{host}/token",service="registry.test",scope="{scope}""#
+                        );
+                        Some(error(401).header(WWW_AUTHENTICATE, &challenge))
+                    }
+                }
+            }
             Self::Basic(account) if given == account.basic() => None,
             Self::Basic(_) => {
                 Some(error(401).header(WWW_AUTHENTICATE, r#"Basic realm="registry.test""#))
@@ -146,6 +212,19 @@ impl Auth {
 
     /// Answers `/token`.
     pub(crate) fn token(&self, tokens: &Tokens, request: &Parts) -> Reply {
+        if let Self::People(people) = self {
+            let given = text(&request.headers, AUTHORIZATION.as_str());
+            let Some(user) = people.user(given) else { return error(401) };
+            let query = request.uri.query().unwrap_or_default();
+            let scopes = url::form_urlencoded::parse(query.as_bytes())
+                .filter(|(name, _)| name == "scope")
+                .map(|(_, scope)| scope.into_owned())
+                .chain([format!("user:{user}")])
+                .collect();
+            let token = tokens.issue(scopes);
+            let body = json!({"token": token, "expires_in": 300}).to_string();
+            return Reply::text(200, "application/json", &body);
+        }
         let Self::Bearer(bearer) = self else {
             return error(404);
         };

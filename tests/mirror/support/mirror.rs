@@ -27,6 +27,7 @@ pub(crate) struct Setup {
     upstreams: Vec<(String, String)>,
     default_upstream: String,
     cache: String,
+    listen: String,
     rest: String,
     wrap: Option<String>,
     env: Env,
@@ -48,6 +49,7 @@ impl Setup {
             upstreams: Vec::new(),
             default_upstream: NAME.to_owned(),
             cache: String::new(),
+            listen: "127.0.0.1:0".to_owned(),
             rest: String::new(),
             wrap: None,
             env: Vec::new(),
@@ -98,6 +100,12 @@ impl Setup {
         self
     }
 
+    /// Where to listen, instead of a plain address.
+    pub(crate) fn listen(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.listen);
+        self
+    }
+
     /// Adds YAML at the top level.
     pub(crate) fn raw(mut self, yaml: &str) -> Self {
         writeln!(self.rest, "{yaml}").expect("a String takes all that is written to it");
@@ -120,11 +128,12 @@ impl Setup {
         self.folder.path().join("cache")
     }
 
-    fn yaml(&self) -> String {
+    pub(crate) fn yaml(&self) -> String {
         let cache = self.cache_folder();
         let mut yaml = format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n{}\
+            "listen: {}\nadmin: 127.0.0.1:0\ncache:\n  path: {}\n  min_free: 0%\n{}\
              default_upstream: {}\nupstreams:\n",
+            self.listen,
             cache.display(),
             self.cache,
             self.default_upstream,
@@ -227,6 +236,11 @@ impl Mirror {
             .filter(|line| wanted.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// The folder of its own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// What the mirror wrote to standard error, over all its lives.
@@ -357,6 +371,7 @@ impl Process {
                 for (place, word) in ["mirror", "admin"].into_iter().enumerate() {
                     if let Some(rest) = line.trim_start().strip_prefix(word) {
                         let address = rest.trim_start().trim_start_matches("http://");
+                        let address = address.trim_start_matches("https://");
                         seen[place] = seen[place].or(address.trim_end().parse().ok());
                     }
                 }

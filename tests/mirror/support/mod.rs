@@ -9,6 +9,7 @@
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
 //! - [`cloud`] are the token services of clouds;
 //! - [`mirror`] runs the real binary;
+//! - [`secure`] has certificates, and clients that speak TLS;
 //! - [`push`] pushes to it;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
@@ -26,6 +27,7 @@ pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;
 pub(crate) mod scripted;
+pub(crate) mod secure;
 pub(crate) mod upstream;
 
 use std::time::Duration;

@@ -1,0 +1,185 @@
+//! Between the socket and HTTP: places for connections, in all and by address, and TLS.
+//!
+//! The handshake is made here and not by Pingora's listener, so that it takes a place and keeps our
+//! deadline: there it may take a minute and counts nowhere.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::apps::ServerApp;
+use pingora::listeners::TlsAccept;
+use pingora::listeners::tls::{Acceptor, TlsSettings};
+use pingora::protocols::Stream;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::tls::TlsRef;
+use pingora::server::ShutdownWatch;
+use tokio::sync::Semaphore;
+
+use crate::certificates::{Authorities, Certificates, common_name};
+use crate::config;
+use crate::metrics::Metrics;
+
+/// Connections that wait for a place; more are closed, since each costs a descriptor.
+const WAITING_MAX: usize = 1024;
+
+/// What a client's certificate says. Kept with the connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The common name of its subject.
+    pub user: Option<Arc<str>>,
+}
+
+/// The places for connections, shared by all addresses.
+#[derive(Debug)]
+pub struct Places {
+    all: Arc<Semaphore>,
+    count: usize,
+    waiting: Semaphore,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    by_address_max: usize,
+    handshake: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Places {
+    /// As configured.
+    pub fn new(server: &config::Server, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            all: Arc::new(Semaphore::new(server.max_connections)),
+            count: server.max_connections,
+            waiting: Semaphore::new(WAITING_MAX),
+            by_address: Mutex::default(),
+            by_address_max: server.max_connections_per_address,
+            handshake: server.header_timeout.get(),
+            metrics,
+        })
+    }
+
+    /// Waits until all places are free.
+    pub async fn empty(&self) {
+        let all = u32::try_from(self.count).unwrap_or(u32::MAX);
+        // Nobody closes the semaphore; if somebody did, nothing would be left to wait for.
+        let _ = self.all.acquire_many(all).await;
+    }
+
+    /// A seat among those from one address; `None` where they have all that are theirs.
+    fn seat(&self, address: IpAddr) -> Option<Seat<'_>> {
+        let mut by_address = self.by_address.lock();
+        let taken = by_address.entry(address).or_default();
+        if *taken >= self.by_address_max {
+            return None;
+        }
+        *taken += 1;
+        self.metrics.connections.inc();
+        Some(Seat { places: self, address })
+    }
+}
+
+struct Seat<'a> {
+    places: &'a Places,
+    address: IpAddr,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.places.metrics.connections.dec();
+        let mut by_address = self.places.by_address.lock();
+        if let Some(taken) = by_address.get_mut(&self.address) {
+            *taken -= 1;
+            if *taken == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl<A> std::fmt::Debug for Gate<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gate(tls: {})", self.tls.is_some())
+    }
+}
+
+/// One address: its TLS, and what serves the connections that come through.
+pub struct Gate<A> {
+    /// What serves.
+    pub app: Arc<A>,
+    /// Shared by all addresses.
+    pub places: Arc<Places>,
+    /// `None` for plain HTTP.
+    pub tls: Option<Acceptor>,
+}
+
+impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
+    /// Makes the handshake, where there is one to be made, within the deadline.
+    async fn enter(&self, stream: Stream) -> Option<Stream> {
+        let Some(tls) = &self.tls else { return Some(stream) };
+        let socket = stream.into_any().downcast::<Socket>().ok()?;
+        match tokio::time::timeout(self.places.handshake, tls.tls_handshake(*socket)).await {
+            Ok(Ok(stream)) => Some(Box::new(stream)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let address = stream.get_socket_digest().and_then(|digest| {
+            digest.peer_addr().and_then(|a| a.as_inet().map(std::net::SocketAddr::ip))
+        });
+        let address = address.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let places = &self.places;
+        let _seat = places.seat(address.to_canonical())?;
+        let _place = if let Ok(place) = places.all.try_acquire() {
+            place
+        } else {
+            let _waiting = places.waiting.try_acquire().ok()?;
+            tokio::time::timeout(places.handshake, places.all.acquire()).await.ok()?.ok()?
+        };
+        let stream = self.enter(stream).await?;
+        ServerApp::process_new(&self.app, stream, shutdown).await
+    }
+}
+
+/// TLS 1.2 and 1.3 with HTTP/2 by ALPN, over certificates that may be swapped.
+///
+/// # Errors
+/// One sentence, where the settings are refused.
+pub fn acceptor(certificates: &Arc<Certificates>) -> Result<Acceptor, String> {
+    let mut settings =
+        TlsSettings::with_callbacks(Box::new(Introduce)).map_err(|e| e.to_string())?;
+    settings.set_cert_resolver(Arc::clone(certificates) as _);
+    if certificates.asks_clients() {
+        settings.set_client_cert_verifier(Arc::new(Authorities(Arc::clone(certificates))));
+    }
+    settings.enable_h2();
+    // Panics on a bad pair, but only on one that it loads itself.
+    Ok(settings.build())
+}
+
+/// Notes who the client's certificate says it is.
+struct Introduce;
+
+#[async_trait]
+impl TlsAccept for Introduce {
+    async fn handshake_complete_callback(
+        &self,
+        tls: &TlsRef,
+    ) -> Option<Arc<dyn Any + Send + Sync>> {
+        let user = common_name(tls.peer_certificate_der()?);
+        Some(Arc::new(Peer { user }))
+    }
+}

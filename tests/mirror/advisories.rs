@@ -1,0 +1,380 @@
+//! Published advisories, each a test with its row's name (`field/security.md`, section 4). Rows that
+//! other files cover are named there: the matrix of CVE-2026-27771 in `passthrough`, the bodies of
+//! CVE-2025-4366 and CVE-2026-2835 in `smuggling`, forged tokens (CVE-2025-24976) in `clients`.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::clients::basic;
+use crate::support::auth::{Account, Auth, Bearer, People};
+use crate::support::client::raw_request;
+use crate::support::fault::Fault;
+use crate::support::image::{self, Algorithm, Content, OCI_INDEX, OCI_MANIFEST};
+use crate::support::mirror::{Setup, before};
+use crate::support::record::On;
+use crate::support::upstream::Upstream;
+
+/// A realm on another host gets no credentials.
+#[tokio::test]
+async fn cve_2026_33540_ghsa_3p65_76g6_3w7r() {
+    let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    upstream.set(|registry| {
+        let mut bearer = Bearer::usual();
+        bearer.realm = Some(format!("{}/token", evil.url().replace("127.0.0.1", "localhost")));
+        registry.auth = Auth::Bearer(bearer);
+    });
+    for auth in ["auth: {username: u, password: hunter2}", "auth: passthrough"] {
+        let mirror = before(&upstream).with(auth).start().await;
+        let ask = mirror.get("/v2/team/app/manifests/v1");
+        let answer = ask.header("authorization", &basic("u", "hunter2")).answer().await;
+        assert!(answer.status >= 400, "{auth}: {answer:?}");
+        assert!(!mirror.log().contains("hunter2"));
+    }
+    let seen = evil.asked(&On::any(""));
+    assert!(seen.iter().all(|one| one.header("authorization").is_empty()), "{seen:?}");
+}
+
+/// A blob that one repository no longer has is not readable through what another one has.
+#[tokio::test]
+async fn cve_2026_35172_ghsa_f2g3_hh2r_cwgc() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/b", 1, 10_000);
+    let mirror = before(&upstream).start().await;
+    let path = |repository: &str| format!("/v2/{repository}/blobs/{}", blob.digest);
+    assert!(mirror.get(&path("team/b")).answer().await.is(&blob.bytes));
+    mirror.get(&path("team/a")).answer().await.assert_error(404, "BLOB_UNKNOWN");
+    assert_eq!(mirror.head(&path("team/a")).answer().await.status, 404);
+}
+
+/// Every method that changes something is refused, and the upstream sees nothing of it.
+#[tokio::test]
+async fn cve_2026_41888() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).start().await;
+    for line in [
+        "DELETE /v2/team/app/manifests/v1",
+        "PUT /v2/team/app/manifests/v1",
+        "POST /v2/team/app/blobs/uploads/",
+        "PATCH /v2/team/app/blobs/uploads/x",
+    ] {
+        assert_eq!(raw_request(mirror.address(), line).await.status, 405, "{line}");
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+/// A giant page size is bounded.
+#[tokio::test]
+async fn cve_2023_2253_ghsa_hqxw_f8mx_cpmw() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).start().await;
+    let tags = mirror.get("/v2/team/app/tags/list?n=9223372036854775808").answer().await;
+    assert_eq!(tags.json()["tags"], json!(["v1"]));
+    let negative = mirror.get("/v2/team/app/tags/list?n=-1").answer().await;
+    negative.assert_error(400, "PAGINATION_NUMBER_INVALID");
+    assert_eq!(mirror.get("/v2/_catalog?n=9223372036854775808").answer().await.status, 404);
+}
+
+/// A body that is a manifest to one and an index to another is refused and not kept.
+#[tokio::test]
+async fn cve_2021_41190_ghsa_qq97_vm5h_rrhg_ghsa_mc8v_mgrf_8f4m_ghsa_5j5w_g665_5m35() {
+    let upstream = Upstream::start().await;
+    let both = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "manifests": [], "layers": [],
+        "config": {"mediaType": "x", "digest": Content::blob(1, 1).digest, "size": 1}
+    });
+    let differing = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []});
+    let mirror = before(&upstream).start().await;
+    for (name, body) in [("both", both), ("differing", differing)] {
+        let manifest = Content::new(Algorithm::Sha256, OCI_MANIFEST, body.to_string());
+        upstream.push_manifest("team/app", &manifest);
+        upstream.tag("team/app", name, &manifest);
+        for reference in [name, &manifest.digest] {
+            let answer = mirror.get(&format!("/v2/team/app/manifests/{reference}")).answer().await;
+            assert!(answer.status >= 400, "{name}: {answer:?}");
+        }
+        assert!(!mirror.keeps(&manifest.digest), "{name}");
+    }
+}
+
+/// A manifest without end is cut at 4 MiB.
+#[tokio::test]
+async fn cve_2017_11468() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    upstream.always(On::get("/manifests/"), Fault::Extra(100 << 20));
+    upstream.always(On::get("/manifests/"), Fault::NoLength);
+    let mirror = before(&upstream).start().await;
+    let answer = mirror.get("/v2/team/app/manifests/v1").answer().await;
+    assert!(answer.status >= 500, "{answer:?}");
+    assert_eq!(mirror.check_store(), 0);
+}
+
+/// What is held for one repository is not told through another: GET, HEAD and mount.
+#[tokio::test]
+async fn cve_2024_39897_ghsa_55r9_5mx9_qq7r() {
+    let upstream = Upstream::start().await;
+    let mut people = People::new(&[Account::new("a", "pa"), Account::new("b", "pb")]);
+    people.let_read("a", "team/a");
+    people.let_read("b", "team/b");
+    upstream.set(|registry| registry.auth = Auth::People(people));
+    let secret = upstream.blob("team/b", 1, 10_000);
+    upstream.blob("team/a", 2, 10);
+    let mirror = before(&upstream).with("auth: passthrough").start().await;
+    let path = |repository: &str| format!("/v2/{repository}/blobs/{}", secret.digest);
+    let held = mirror.get(&path("team/b")).header("authorization", &basic("b", "pb"));
+    assert!(held.answer().await.is(&secret.bytes));
+    let a = basic("a", "pa");
+    let get = mirror.get(&path("team/a")).header("authorization", &a).answer().await;
+    get.assert_error(404, "BLOB_UNKNOWN");
+    let head = mirror.head(&path("team/a")).header("authorization", &a).answer().await;
+    assert_eq!(head.status, 404);
+    let absent = format!("/v2/team/a/blobs/{}", Content::blob(99, 1).digest);
+    let absent = mirror.get(&absent).header("authorization", &a).answer().await;
+    assert_eq!(absent.status, get.status);
+    let mount = format!("POST /v2/team/a/blobs/uploads/?mount={}&from=team/b", secret.digest);
+    assert!(raw_request(mirror.address(), &mount).await.status >= 400);
+}
+
+/// No user name and no agent is trusted for what it is called.
+#[tokio::test]
+async fn harbor_c080060() {
+    let upstream = Upstream::start().await;
+    upstream.set(|registry| registry.auth = Auth::People(People::new(&[])));
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).with("auth: passthrough").start().await;
+    for user in ["scanner-1", "robot$scanner-1", "admin", "system", "root"] {
+        let ask = mirror.get("/v2/team/app/manifests/v1").header("user-agent", "harbor-scanner");
+        let answer = ask.header("authorization", &basic(user, "")).answer().await;
+        assert!(matches!(answer.status, 401 | 403), "{user}: {answer:?}");
+    }
+}
+
+/// A default secret is refused at start.
+#[tokio::test]
+async fn cve_2026_4404() {
+    let upstream = Upstream::start().await;
+    let rules = "rules: [{users: [anonymous], actions: [pull], repositories: ['**']}]";
+    for key in ["change-me-change-me-change-me-change-me", "short", ""] {
+        let setup = before(&upstream).raw(&format!("clients: {{token_key: '{key}', {rules}}}"));
+        let file = setup.folder().join("bad.yaml");
+        std::fs::write(&file, setup.yaml()).expect("the temporary folder takes a file");
+        let file = file.display().to_string();
+        let output = crate::support::mirror::run(&["serve", "--config", &file]).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(key.is_empty() || !said.contains(&format!("`{key}`")), "{said}");
+    }
+}
+
+/// Lists of a private repository are for those who may read it.
+#[tokio::test]
+async fn cve_2022_46463() {
+    let upstream = Upstream::start().await;
+    upstream.set(|registry| registry.auth = Auth::People(People::new(&[])));
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).with("auth: passthrough").start().await;
+    assert_eq!(mirror.get("/v2/team/app/tags/list").answer().await.status, 401);
+    assert_eq!(mirror.get("/v2/_catalog").answer().await.status, 404);
+}
+
+/// A redirect leads to no address nearer than its author.
+#[tokio::test]
+async fn cve_2026_2376() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 1000);
+    let mirror = before(&upstream).start().await;
+    for to in [
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:169.254.169.254]/",
+        "http://2852039166/",
+        "http://0.0.0.0/",
+        "file:///etc/passwd",
+    ] {
+        upstream.next(1, On::get("/blobs/"), [Fault::Redirect(307, to.to_owned())]);
+        upstream.next(8, On::get("/blobs/"), [Fault::Redirect(307, to.to_owned())]);
+        let answer = mirror.get(&format!("/v2/team/app/blobs/{}", blob.digest)).answer().await;
+        assert!(answer.status >= 500, "{to}: {answer:?}");
+        upstream.behave();
+    }
+}
+
+/// No path leads out of the cache.
+#[tokio::test]
+async fn cve_2024_4956() {
+    let upstream = Upstream::start().await;
+    let mirror = before(&upstream).start().await;
+    for path in [
+        "/v2/..%2f..%2fetc/passwd",
+        "/v2/%2e%2e/%2e%2e/format",
+        "/v2//etc/passwd",
+        "/v2/..\\..\\etc\\passwd",
+        "/v2/team/app/blobs/sha256:..%2f..%2f..%2fformat",
+        "/v2/team%00/app/manifests/v1",
+    ] {
+        let answer = raw_request(mirror.address(), &format!("GET {path}")).await;
+        assert!(matches!(answer.status, 400 | 404), "{path}: {answer:?}");
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+/// What is blocked is blocked for all who ask at once.
+#[tokio::test]
+async fn nexus_firewall_coalesced_waiters() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/evil", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).with("deny: [team/evil]").start().await;
+    let asked: Vec<_> =
+        (0..20).map(|_| tokio::spawn(mirror.get("/v2/team/evil/manifests/v1").answer())).collect();
+    for answer in asked {
+        assert_eq!(answer.await.expect("no panic").status, 403);
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+/// No header changes bytes, links or the host that is asked.
+#[tokio::test]
+async fn cve_2024_6915() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    let mirror = before(&upstream).start().await;
+    for name in ["x-forwarded-host", "x-original-url", "x-rewrite-url", "forwarded", "cookie"] {
+        let ask = mirror.get("/v2/team/app/manifests/v1").header(name, "evil.test");
+        assert!(ask.answer().await.is(&image.manifest.bytes), "{name}");
+    }
+    for one in upstream.asked(&On::any("")) {
+        let all = format!("{:?}", one.headers);
+        assert!(!all.contains("evil") && !all.contains("cookie"), "{all}");
+    }
+}
+
+/// The same path under two hosts or names is never mixed.
+#[tokio::test]
+async fn cve_2026_2836() {
+    let (one, two) = (Upstream::start().await, Upstream::start().await);
+    let (first, second) = (image::oci(1).build(), image::oci(2).build());
+    one.push("team/app", "v1", &first);
+    two.push("team/app", "v1", &second);
+    let mirror = Setup::new()
+        .upstream("one.test", &one)
+        .upstream("two.test", &two)
+        .with("hosts: [two.mirror.test]")
+        .default_upstream("one.test")
+        .start()
+        .await;
+    let path = "/v2/team/app/manifests/v1";
+    for _ in 0..2 {
+        assert!(mirror.get(path).answer().await.is(&first.manifest.bytes));
+        let by_host = mirror.get(path).header("host", "two.mirror.test").answer().await;
+        assert!(by_host.is(&second.manifest.bytes));
+        let by_name = mirror.get(&format!("{path}?ns=two.test")).answer().await;
+        assert!(by_name.is(&second.manifest.bytes));
+    }
+}
+
+/// Foreign layers' URLs are never dialled.
+#[tokio::test]
+async fn cve_2020_15157_ghsa_742w_89gc_8m9c_ghsa_qvqc_4c52_x6qp() {
+    let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
+    let layer = Content::blob(5, 100);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Content::blob(1, 1).digest, "size": 1},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": layer.digest, "size": 100, "urls": [format!("{}/layer", evil.url())]}]
+    });
+    let manifest = Content::new(Algorithm::Sha256, OCI_MANIFEST, manifest.to_string());
+    upstream.push_manifest("team/app", &manifest);
+    upstream.tag("team/app", "v1", &manifest);
+    let mirror = before(&upstream).start().await;
+    assert_eq!(mirror.get("/v2/team/app/manifests/v1").answer().await.status, 200);
+    let answer = mirror.get(&format!("/v2/team/app/blobs/{}", layer.digest)).answer().await;
+    assert_eq!(answer.status, 404);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(evil.connections(), 0);
+}
+
+/// What people log in with stands in no log and no metric.
+#[tokio::test]
+async fn moby_42022() {
+    let upstream = Upstream::start().await;
+    upstream.set(|registry| registry.auth = Auth::People(People::new(&[])));
+    let mirror = before(&upstream).with("auth: passthrough").start().await;
+    let secret = basic("alice", "hunter2");
+    let ask = mirror.get("/v2/team/app/manifests/v1").header("authorization", &secret);
+    assert!(ask.answer().await.status >= 400);
+    let metrics = mirror.admin("/metrics").answer().await;
+    let all = mirror.log() + &String::from_utf8_lossy(&metrics.body);
+    let encoded = secret.trim_start_matches("Basic ");
+    assert!(!all.contains("hunter2") && !all.contains(encoded));
+}
+
+/// Digests that are none are refused wherever they stand.
+#[tokio::test]
+async fn cve_2024_3727_ghsa_6wvf_f2vw_3425() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let mirror = before(&upstream).start().await;
+    let hex = "a".repeat(64);
+    let bad = [
+        "sha256:../../x".to_owned(),
+        format!("sha256:{}", &hex[1..]),
+        format!("sha256:{}", hex.to_uppercase()),
+    ];
+    for digest in &bad {
+        for kind in ["blobs", "manifests", "referrers"] {
+            let line = format!("GET /v2/team/app/{kind}/{digest}");
+            assert!(
+                matches!(raw_request(mirror.address(), &line).await.status, 400 | 404),
+                "{line}"
+            );
+        }
+    }
+    for digest in bad {
+        upstream.next(
+            1,
+            On::head("/manifests/"),
+            [Fault::Header("docker-content-digest", digest.clone())],
+        );
+        let answer = mirror.head("/v2/team/app/manifests/v1").answer().await;
+        assert_ne!(answer.header("docker-content-digest"), digest);
+        upstream.behave();
+    }
+}
+
+/// Wrong bytes for a digest are never kept, and no client takes them.
+#[tokio::test]
+async fn cve_2014_8178_8179() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 100_000);
+    upstream.always(On::get("/blobs/"), Fault::CorruptAt(50_000));
+    let mirror = before(&upstream).start().await;
+    let answer = mirror.get(&format!("/v2/team/app/blobs/{}", blob.digest)).answer().await;
+    assert!(!answer.deceives(&blob.bytes) && !answer.is(&blob.bytes));
+    assert!(!mirror.keeps(&blob.digest));
+}
+
+/// Lists without end are bounded: a million referrers, a link that leads to itself.
+#[tokio::test]
+async fn cve_2024_29902_29903_cve_2023_33958() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    let mirror = before(&upstream).start().await;
+    let path = format!("/v2/team/app/referrers/{}", image.manifest.digest);
+    let link = format!("<{path}?page=1>; rel=\"next\"");
+    upstream.always(On::get("/referrers/"), Fault::Header("link", link));
+    let answer = mirror.get(&path).answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(upstream.count(&On::get("/referrers/")) <= 20);
+    upstream.behave();
+    let one = json!({"digest": image.manifest.digest, "mediaType": OCI_MANIFEST, "size": 1});
+    let many = vec![one; 200_000];
+    let body = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": many}).to_string();
+    upstream.always(On::get("/referrers/"), Fault::Body(body.into()));
+    let answer = mirror.get(&path).answer().await;
+    assert!(answer.status >= 500, "{}", answer.status);
+}
