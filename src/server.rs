@@ -54,7 +54,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub struct Mirror {
     id: u64,
-    table: Table,
+    /// By which names the upstreams are known.
+    pub table: Table,
     origins: HashMap<Arc<str>, Origin>,
     manifests: Arc<Manifests>,
     blobs: Arc<Blobs>,
@@ -148,11 +149,6 @@ impl Mirror {
             options,
             access_log: config.log.access,
         })
-    }
-
-    /// By which names the upstreams are known.
-    pub fn table(&self) -> &Table {
-        &self.table
     }
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or
