@@ -113,7 +113,7 @@ fn remove(folder: &std::path::Path) {
 
 fn config(upstream: &str, folder: &std::path::Path) -> anyhow::Result<Config> {
     let text = format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache: {{path: {:?}, max_size: 64MiB}}\nlog: {{access: false}}\nupstreams: {{docker.io: {{endpoints: [\"{upstream}\"]}}}}\n",
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ncache: {{path: {:?}, max_size: 64MiB}}\nlog: {{access: false}}\nupstreams: {{docker.io: {{endpoints: [\"{upstream}\"], prefetch: false}}}}\n",
         folder.display().to_string(),
     );
     match Config::parse("demo", &text) {

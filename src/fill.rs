@@ -146,14 +146,22 @@ impl Drop for Follower {
 pub struct Fills {
     pub(crate) store: Arc<Store>,
     pub(crate) under_way: Mutex<HashMap<Digest, Arc<Fill>>>,
-    pub(crate) turns: Semaphore,
+    /// Turns for each upstream: one that hangs takes only its own.
+    turns: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Fills {
     /// None under way.
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { store, under_way: Mutex::default(), turns: Semaphore::new(FILLS_MAX), metrics }
+        Self { store, under_way: Mutex::default(), turns: Mutex::default(), metrics }
+    }
+
+    /// The turns of an upstream.
+    pub(crate) fn turns(&self, upstream: &Arc<str>) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock();
+        let new = || Arc::new(Semaphore::new(FILLS_MAX));
+        Arc::clone(turns.entry(Arc::clone(upstream)).or_insert_with(new))
     }
 
     /// The fill of a digest, if one is under way, with the place it comes through.

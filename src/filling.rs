@@ -14,7 +14,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
 use crate::keeper::{Keeper, Lease};
-use crate::limits::{HOLD_BACK_BYTES, SLICE_BYTES, SMALL_BYTES_MAX};
+use crate::limits::{ANSWER_WITHIN, HOLD_BACK_BYTES, SLICE_BYTES, SMALL_BYTES_MAX};
 use crate::store::{self, Link, Place};
 use crate::upstream::ask::{self, Ask};
 use crate::upstream::{Answer, Patience, Upstream};
@@ -49,9 +49,15 @@ impl Task {
     async fn run(self) {
         self.fills.metrics.fills_in_flight.inc();
         let ending = Ending(&self);
-        let outcome = match self.fills.turns.acquire().await {
-            Ok(_turn) => self.fill().await,
-            Err(e) => Err(Error::internal("the queue of fills is closed", e)),
+        let turns = self.fills.turns(self.fill.upstream.name());
+        let outcome = match tokio::time::timeout(ANSWER_WITHIN, turns.acquire()).await {
+            Ok(Ok(_turn)) => self.fill().await,
+            Ok(Err(e)) => Err(Error::internal("the queue of fills is closed", e)),
+            Err(_) => {
+                let text =
+                    format!("too many downloads from {} are under way", self.fill.upstream.name());
+                Err(Error::new(Kind::Unavailable, text))
+            }
         };
         self.fills.metrics.fill_ended(match &outcome {
             Ok(()) => "stored",

@@ -37,6 +37,9 @@ pub struct Hosting {
     pub uploads: Arc<Uploads>,
 }
 
+/// How long after a failure it is tried again to read which content is hosted.
+const LEARN_AGAIN: Duration = Duration::from_secs(30);
+
 impl Hosting {
     /// The repositories in a store's folder, by the configuration.
     pub fn new(store: &Arc<Store>, settings: &crate::config::Hosted) -> Self {
@@ -52,9 +55,9 @@ impl Hosting {
 
     /// Reads which content is hosted, then looks for garbage from time to time, for ever.
     async fn tidy_up(&self) {
-        if let Err(error) = self.hosted.learn().await {
+        while let Err(error) = self.hosted.learn().await {
             tracing::error!(?error, "nothing can be evicted, and no garbage be collected");
-            return;
+            tokio::time::sleep(LEARN_AGAIN).await;
         }
         let settings = self.hosted.settings();
         let interval = settings.gc_interval.get();

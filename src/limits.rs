@@ -49,7 +49,10 @@ pub const PAGE_REFERRERS_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const PUSHED_TAGS_MAX: usize = 64;
 
 /// Uploads under way whose file and hash are kept open; others are read anew when they go on.
-pub const UPLOADS_OPEN_MAX: usize = 1024;
+pub const UPLOADS_OPEN_MAX: usize = 128;
+
+/// Uploads begun and not ended, each two small files at least. More are refused.
+pub const UPLOADS_MAX: usize = 4096;
 
 /// What is kept back of a blob until its digest is known to be right.
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
@@ -100,7 +103,7 @@ pub const LIMIT_PAUSE_FIRST: Duration = Duration::from_secs(2);
 /// See [`LIMIT_PAUSE_FIRST`].
 pub const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// Fills under way at once; more wait their turn.
+/// Fills under way at once from one upstream; more wait their turn.
 pub const FILLS_MAX: usize = 128;
 
 /// Open files held for content; each costs a descriptor.

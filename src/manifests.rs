@@ -381,9 +381,11 @@ impl Manifests {
         bytes: Bytes,
     ) -> Result<Found> {
         // A disk that fails costs the next request a fetch, not this one its answer.
-        if let Err(error) = self.store.put(digest, bytes.clone()).await {
+        let kept = self.store.put(digest, bytes.clone()).await;
+        if let Err(error) = &kept {
             tracing::error!(?error, "a manifest is served without being kept");
         }
+        let cache = if kept.is_ok() { Cache::Miss } else { Cache::Passed };
         self.store
             .set_link(place, &digest, Link { media_type: Some(Arc::clone(&media_type)) })
             .await;
@@ -392,7 +394,7 @@ impl Manifests {
             media_type,
             size: bytes.len() as u64,
             content: Some(Content::Small(bytes)),
-            cache: Cache::Miss,
+            cache,
         })
     }
 }

@@ -266,9 +266,9 @@ impl Ops {
         let what = match (&order.image, &order.repository, &order.upstream, &order.digest) {
             (Some(image), None, None, None) => {
                 let (target, reference) = table.image(image)?;
-                What::Image(place(target), reference)
+                What::Image(cached(target)?, reference)
             }
-            (None, Some(name), None, None) => What::Repository(place(table.repository(name)?)),
+            (None, Some(name), None, None) => What::Repository(cached(table.repository(name)?)?),
             // One that is no longer configured may still have content.
             (None, None, Some(name), None) => What::Upstream(
                 table.upstream(name).cloned().unwrap_or_else(|| name.as_str().into()),
@@ -333,7 +333,7 @@ impl Ops {
     fn image_of(&self, order: &Order) -> Result<(Place, Reference)> {
         let image = order.image.as_deref().ok_or_else(|| bad("name an image"))?;
         let (target, reference) = self.mirror.table.image(image)?;
-        Ok((place(target), reference))
+        Ok((cached(target)?, reference))
     }
 
     /// Starts to read everything and compare it with its digest; joins where that is under way.
@@ -364,6 +364,18 @@ impl Drop for Ended {
     fn drop(&mut self) {
         self.0.lock().running = false;
     }
+}
+
+/// The place of what is cached; what is hosted has other ways to leave and to stay.
+fn cached(target: Target) -> Result<Place> {
+    if target.is_hosted() {
+        let text = format!(
+            "{} is hosted here: delete its tags and manifests, then `pierhead gc`",
+            target.repository
+        );
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    Ok(place(target))
 }
 
 fn place(target: Target) -> Place {

@@ -138,7 +138,7 @@ fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
         .iter()
         .map(|address| {
             let listener = TcpListener::bind(address)
-                .with_context(|| format!("cannot listen on {address}"))?;
+                .with_context(|| format!("cannot listen on {address}; stop what listens there, or choose another address (`listen`, `admin`, or --listen, --admin)"))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         })

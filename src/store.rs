@@ -451,7 +451,7 @@ pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
     }
 }
 
-fn check_record<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn check_record<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let (json, sum) = text.trim_end().rsplit_once('\n').ok_or("it has no checksum")?;
     if u32::from_str_radix(sum, 16) != Ok(crc32fast::hash(json.as_bytes())) {

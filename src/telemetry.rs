@@ -143,6 +143,7 @@ impl Output {
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
+        self.0.enough.notify_one(); // what is said now and then need not wait for others
         Ok(line.len())
     }
 

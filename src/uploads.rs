@@ -30,7 +30,7 @@ use crate::disk::found;
 use crate::error::{Error, Kind, Result};
 use crate::hosted::{Hosted, no_room, unwritable};
 use crate::keeper::Lease;
-use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_OPEN_MAX};
+use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_MAX, UPLOADS_OPEN_MAX};
 use crate::name::{Repository, UploadId};
 use crate::store::{Store, is_full};
 
@@ -117,11 +117,18 @@ impl Uploads {
         let (path, record) = (self.path(&id), serde_json::to_vec(&owner).unwrap_or_default());
         let p = path.clone();
         let made = self.store.blocking(move |store| {
+            refuse_a_flood(&p)?;
             let room = store.keeper().reserve(0).ok_or(io::ErrorKind::StorageFull)?;
             let file = create(&p, &record)?;
             Ok(State { file: Arc::new(file), so_far: SoFar::new(algorithm), room, is_over: false })
         });
-        Ok(self.keep_open(id, owner, path, made.await.map_err(unwritable)?))
+        let made = made.await.map_err(|error| match error.kind() {
+            io::ErrorKind::QuotaExceeded => {
+                Error::new(Kind::TooManyRequests, "too many uploads are under way").because(error)
+            }
+            _ => unwritable(error),
+        });
+        Ok(self.keep_open(id, owner, path, made?))
     }
 
     fn keep_open(&self, id: UploadId, owner: Owner, path: PathBuf, state: State) -> Arc<Upload> {
@@ -448,4 +455,11 @@ fn remove(path: &std::path::Path) -> io::Result<()> {
 
 fn unknown(id: &UploadId) -> Error {
     Error::new(Kind::BlobUploadUnknown, format!("there is no upload {id}; begin a new one"))
+}
+/// Whoever may push may begin uploads without end; they are counted where they lie.
+fn refuse_a_flood(upload: &std::path::Path) -> io::Result<()> {
+    let Some(folder) = upload.parent() else { return Ok(()) };
+    let files = fs::read_dir(folder).map_or(0, Iterator::count);
+    // Two files an upload.
+    if files / 2 < UPLOADS_MAX { Ok(()) } else { Err(io::ErrorKind::QuotaExceeded.into()) }
 }

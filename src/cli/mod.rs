@@ -2,6 +2,24 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output is its answer")]
 
+/// Writes a command's answer. A reader that has enough, as `head` has, is no failure of ours.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        if write!(std::io::stdout(), $($text)*).is_err() {
+            std::process::exit(0);
+        }
+    }};
+}
+
+/// The same, with an end of line.
+macro_rules! sayln {
+    ($($text:tt)*) => {{
+        say!($($text)*);
+        say!("\n");
+    }};
+}
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -284,6 +302,7 @@ fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&loaded.config.log);
+    raise_file_limit();
     let runtime = match runtime(loaded.config.server.threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
@@ -298,11 +317,30 @@ fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
     }
 }
 
+/// Each connection and each open blob takes a descriptor; the usual soft limit of 1024 is for
+/// programs that use select(2).
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit < ENOUGH => {
+            tracing::warn!(
+                limit,
+                "few open files are allowed; raise the hard limit (LimitNOFILE, ulimit -n)"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+}
+
 async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let running = run::start(config)?;
-    print!("{}", banner(config, &running));
+    say!("{}", banner(config, &running));
     tracing::info!(addresses = ?running.addresses, admin = %running.admin, cache = %config.cache.path.display(), "serving");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -351,7 +389,7 @@ fn check(file: &File, json: bool) -> ExitCode {
     let name =
         file.config.as_deref().map_or("built-in configuration".into(), |p| p.display().to_string());
     match Config::load(file.config.as_deref(), config::environment(), &Overrides::default()) {
-        Ok(loaded) if json => println!(
+        Ok(loaded) if json => sayln!(
             "{}",
             serde_json::json!({"good": true, "file": name, "upstreams": loaded.config.upstreams.len()})
         ),
@@ -359,12 +397,12 @@ fn check(file: &File, json: bool) -> ExitCode {
             if !loaded.warnings.is_empty() {
                 eprintln!("{}", loaded.warnings);
             }
-            println!("{name}: good, {} upstreams", loaded.config.upstreams.len());
+            sayln!("{name}: good, {} upstreams", loaded.config.upstreams.len());
         }
         Err(faults) => {
             if json {
                 let list: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                println!("{}", serde_json::json!({"good": false, "file": name, "faults": list}));
+                sayln!("{}", serde_json::json!({"good": false, "file": name, "faults": list}));
             } else {
                 eprintln!("{faults}");
             }
@@ -377,11 +415,11 @@ fn check(file: &File, json: bool) -> ExitCode {
 fn config_command(what: &ConfigCommand) -> ExitCode {
     match what {
         ConfigCommand::Show { file, json } => match load(file, &Overrides::default()) {
-            Ok(loaded) => print!("{}", config::show(&loaded, *json)),
+            Ok(loaded) => say!("{}", config::show(&loaded, *json)),
             Err(code) => return code,
         },
-        ConfigCommand::Schema => println!("{}", config::schema()),
-        ConfigCommand::Init => print!("{}", config::init()),
+        ConfigCommand::Schema => sayln!("{}", config::schema()),
+        ConfigCommand::Init => say!("{}", config::init()),
     }
     ExitCode::SUCCESS
 }
@@ -404,7 +442,7 @@ fn print_client(
         }
         return list(mirror.write_containerd(folder), "write", folder);
     }
-    print!(
+    say!(
         "{}",
         match kind {
             ClientKind::Docker => mirror.docker(),
@@ -426,7 +464,7 @@ fn list(paths: std::io::Result<Vec<PathBuf>>, what: &str, folder: &Path) -> Exit
     match paths {
         Ok(paths) => {
             for path in paths {
-                println!("{}", path.display());
+                sayln!("{}", path.display());
             }
             ExitCode::SUCCESS
         }
@@ -454,7 +492,7 @@ fn gc(file: &File, dry_run: bool, grace: Option<&str>, json: bool) -> ExitCode {
     });
     match outcome {
         Ok(text) => {
-            print!("{text}");
+            say!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => failed(&error),
@@ -465,7 +503,7 @@ fn demo(json: bool) -> ExitCode {
     let outcome = runtime(0).and_then(|runtime| runtime.block_on(demo::run()));
     match outcome {
         Ok(report) => {
-            print!("{}", if json { report.json() } else { report.table() });
+            say!("{}", if json { report.json() } else { report.table() });
             ExitCode::SUCCESS
         }
         Err(error) => failed(&error),

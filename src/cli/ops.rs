@@ -53,7 +53,7 @@ pub(super) fn told(
     });
     match outcome {
         Ok(text) => {
-            print!("{text}");
+            say!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => failed(&error),
@@ -336,7 +336,7 @@ pub(super) async fn verify(admin: &Admin) -> anyhow::Result<String> {
         )
     };
     if rotten > 0 {
-        print!("{text}");
+        say!("{text}");
         bail!(
             "{rotten} objects did not have their digest; they were set aside and are fetched again when they are asked for"
         );

@@ -79,7 +79,7 @@ pub(super) async fn run(admin: &Admin, wanted: &Wanted) -> anyhow::Result<String
     let text = if admin.json { pretty(&json!(rows)) } else { String::new() };
     if failures > 0 {
         if admin.json {
-            print!("{text}");
+            say!("{text}");
         }
         bail!("{failures} of {} images could not be pulled", images.len());
     }

@@ -37,7 +37,7 @@ pub struct Disk {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file system said no.
-    #[error("cache folder {0} cannot be used: {1}; give Pierhead a folder that it may write to")]
+    #[error("cache folder {0} cannot be used; give Pierhead a folder that it may write to")]
     Unusable(PathBuf, #[source] io::Error),
     /// Written by a later version.
     #[error(

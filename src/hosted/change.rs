@@ -336,7 +336,8 @@ impl Hosted {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<()> {
-        let subject = self.read_pushed(folder, digest).and_then(|pushed| pushed.subject);
+        let subject =
+            self.read_pushed(folder, digest).ok().flatten().and_then(|pushed| pushed.subject);
         folder.drop_member(digest).map_err(unwritable)?;
         let key = (repository.clone(), *digest);
         self.members.invalidate(&key);

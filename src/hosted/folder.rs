@@ -22,7 +22,7 @@ use crate::digest::Digest;
 use crate::disk::{Disk, found, remove_synced};
 use crate::name::{Repository, Tag};
 use crate::route::HOSTED;
-use crate::store::TagRecord;
+use crate::store::{self, TagRecord};
 
 /// A repository contains a digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ impl Folder {
     /// # Errors
     /// What the file system says; the tag is as it was.
     pub fn set_tag(&self, disk: &Disk, tag: &Tag, record: &TagRecord) -> io::Result<()> {
-        disk.put(&self.tag_path(tag), &serde_json::to_vec(record)?)
+        disk.put(&self.tag_path(tag), &store::write_record(record))
     }
 
     /// Removes a tag; `false`: it was not there.
@@ -100,7 +100,7 @@ impl Folder {
     /// # Errors
     /// What the file system says.
     pub fn set_member(&self, disk: &Disk, digest: &Digest, member: &Member) -> io::Result<()> {
-        disk.put(&self.member_path(digest), &serde_json::to_vec(member)?)
+        disk.put(&self.member_path(digest), &store::write_record(member))
     }
 
     /// Removes a digest; `false`: it was not there.
@@ -179,14 +179,18 @@ impl Folder {
     /// What the file system says.
     pub fn members(&self, mut each: impl FnMut(Digest)) -> io::Result<()> {
         let links = self.path.join("_links");
+        let mut unread = Ok(());
         names(&links.clone(), |algorithm| {
-            names(&links.join(algorithm), |hex| {
+            let listed = names(&links.join(algorithm), |hex| {
                 if let Ok(digest) = Digest::parse(&format!("{algorithm}:{hex}")) {
                     each(digest);
                 }
-            })
-            .unwrap_or_else(|error| tracing::warn!(%error, "cannot list a repository's content"));
+            });
+            if listed.is_err() {
+                unread = listed;
+            }
         })
+        .and(unread)
     }
 
     /// Calls `each` with every digest that is attached to `subject`, in no order.
@@ -311,7 +315,7 @@ fn names(folder: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
 
 fn record<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     let Some(bytes) = found(fs::read(path))? else { return Ok(None) };
-    Ok(Some(serde_json::from_slice(&bytes)?))
+    store::check_record(&bytes).map(Some).map_err(io::Error::other)
 }
 
 /// A digest as one file name.

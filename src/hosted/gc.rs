@@ -5,6 +5,7 @@
 //! when no repository links to it; what a mirrored repository links to stays, as cached content.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -171,8 +172,14 @@ impl Hosted {
     /// them holds or has attached to it.
     fn mark(&self, folder: &Folder, grace: Duration) -> Result<Vec<Garbage>> {
         let (mut queue, mut old) = (Vec::new(), Vec::new());
+        // What cannot be read holds who knows what: then nothing of this repository may go.
+        let mut unread = Ok(());
         folder
-            .tags(|tag| queue.extend(folder.tag(&tag).ok().flatten().map(|record| record.digest)))
+            .tags(|tag| match folder.tag(&tag) {
+                Ok(record) => queue.extend(record.map(|record| record.digest)),
+                Err(error) => unread = Err(error),
+            })
+            .and(unread)
             .map_err(unreadable)?;
         folder
             .members(|digest| {
@@ -184,7 +191,7 @@ impl Hosted {
             if !live.insert(digest) {
                 continue;
             }
-            if let Some(pushed) = self.read_pushed(folder, &digest) {
+            if let Some(pushed) = self.read_pushed(folder, &digest).map_err(unreadable)? {
                 queue.extend(pushed.holds());
             }
             folder.referrers(&digest, |attached| queue.push(attached)).map_err(unreadable)?;
@@ -268,14 +275,21 @@ impl Hosted {
         Ok(())
     }
 
-    /// What a manifest of a repository refers to; `None` for a blob.
-    pub(super) fn read_pushed(&self, folder: &Folder, digest: &Digest) -> Option<Pushed> {
-        let member = folder.member(digest).ok().flatten()?;
-        let media_type = member.media_type?;
-        let mut file = self.store.disk().open_blob(digest).ok().flatten()?;
+    /// What a manifest of a repository refers to; `None` for a blob and for what has gone.
+    ///
+    /// # Errors
+    /// Where it cannot be read, so that nobody knows what it refers to.
+    pub(super) fn read_pushed(
+        &self,
+        folder: &Folder,
+        digest: &Digest,
+    ) -> io::Result<Option<Pushed>> {
+        let Some(member) = folder.member(digest)? else { return Ok(None) };
+        let Some(media_type) = member.media_type else { return Ok(None) };
+        let Some(mut file) = self.store.disk().open_blob(digest)? else { return Ok(None) };
         let size = member.size.min(MANIFEST_BYTES_MAX as u64);
-        let bytes = crate::disk::read_whole(&mut file, size).ok()?;
-        Pushed::read(&bytes, Some(&media_type)).ok()
+        let bytes = crate::disk::read_whole(&mut file, size)?;
+        Pushed::read(&bytes, Some(&media_type)).map(Some).map_err(io::Error::other)
     }
 }
 

@@ -93,12 +93,14 @@ impl Hosted {
         let me = Arc::clone(self);
         self.store
             .blocking(move |store| {
+                let mut listed = Ok(());
                 folder::repositories(store.disk(), None, |repository| {
                     let mut found = Vec::new();
-                    let listed = me.folder(&repository).members(|digest| found.push(digest));
+                    listed = me.folder(&repository).members(|digest| found.push(digest));
                     me.held().found(&found);
                     listed.is_ok()
                 })?;
+                listed?;
                 me.held().learnt();
                 // Until now nothing could leave.
                 store.keeper().make_room();

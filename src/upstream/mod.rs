@@ -223,6 +223,9 @@ impl Upstream {
             } else {
                 answered();
             }
+            if error.kind() == Kind::Denied && !self.anonymous {
+                tracing::warn!(upstream = %self.name, error = %error, "upstream refuses our login");
+            }
             worst = Some(match worst.take() {
                 Some(before) if before.is_outage() => before,
                 _ => error,
