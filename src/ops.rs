@@ -214,7 +214,7 @@ impl Ops {
     /// `BadRequest` without a repository, `Internal` where the disk fails.
     pub async fn list_tags(&self, query: &BTreeMap<String, String>) -> Result<Value> {
         let name = query.get("repository").ok_or_else(|| bad("name a repository"))?;
-        let place = place(self.mirror.table().repository(name)?);
+        let place = place(self.mirror.table.repository(name)?);
         let n = number(query)?.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
         let p = place.clone();
         let found = self.store().blocking(move |store| catalog::tags(store.disk(), &p)).await;
@@ -249,7 +249,7 @@ impl Ops {
     /// Those of the name.
     pub fn image(&self, query: &BTreeMap<String, String>) -> Result<Value> {
         let name = query.get("image").ok_or_else(|| bad("name an image"))?;
-        let (target, reference) = self.mirror.table().image(name)?;
+        let (target, reference) = self.mirror.table.image(name)?;
         Ok(json!({
             "upstream": &*target.upstream, "repository": target.repository.as_str(),
             "reference": reference.to_string(),
@@ -262,7 +262,7 @@ impl Ops {
     /// # Errors
     /// `BadRequest` where not exactly one thing is named, else those of its name and the disk's.
     pub async fn purge(&self, order: &Order) -> Result<Value> {
-        let table = self.mirror.table();
+        let table = &self.mirror.table;
         let what = match (&order.image, &order.repository, &order.upstream, &order.digest) {
             (Some(image), None, None, None) => {
                 let (target, reference) = table.image(image)?;
@@ -332,7 +332,7 @@ impl Ops {
 
     fn image_of(&self, order: &Order) -> Result<(Place, Reference)> {
         let image = order.image.as_deref().ok_or_else(|| bad("name an image"))?;
-        let (target, reference) = self.mirror.table().image(image)?;
+        let (target, reference) = self.mirror.table.image(image)?;
         Ok((cached(target)?, reference))
     }
 

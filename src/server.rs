@@ -60,7 +60,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// The mirror: everything that a request is answered from.
 #[derive(Debug)]
 pub struct Mirror {
-    table: Table,
+    /// By which names the upstreams are known.
+    pub table: Table,
     /// Who may come in.
     pub doors: Doors,
     origins: HashMap<Arc<str>, Origin>,
@@ -164,11 +165,6 @@ impl Mirror {
             options,
             access_log: config.log.access,
         })
-    }
-
-    /// By which names the upstreams are known.
-    pub fn table(&self) -> &Table {
-        &self.table
     }
 
     /// From a request to its answer. This is the life of a pull: understood, allowed, found or

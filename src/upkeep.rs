@@ -12,6 +12,9 @@ use crate::{pins, purge};
 /// How long a small file may be unsynced.
 const SYNC_WITHIN: Duration = Duration::from_millis(500);
 
+/// How often it is asked whether it is known what is hosted.
+const LEARNING_PAUSE: Duration = Duration::from_millis(200);
+
 /// How often uses are written back to file times and old content is looked for.
 const ROUND: Duration = Duration::from_secs(60);
 
@@ -30,13 +33,39 @@ pub fn start(store: &Arc<Store>, scrub_rate: u64) {
     tokio::spawn(async move {
         // What is pinned has to be known before anything may leave.
         pins::apply(&scanner).await;
-        tokio::task::spawn_blocking(move || scanner.keeper().scan());
+        let store = Arc::downgrade(&scanner);
+        let _ = scanner
+            .blocking(|store| {
+                store.keeper().scan();
+                Ok(())
+            })
+            .await; // a panic is told
+        drop(scanner);
+        expire_once_known(store).await;
     });
     tokio::spawn(rounds(Arc::downgrade(store)));
     tokio::spawn(collect_daily(Arc::downgrade(store)));
     tokio::spawn(sync_forever(Arc::downgrade(store)));
     if scrub_rate > 0 {
         tokio::spawn(scrub_forever(Arc::downgrade(store), scrub_rate));
+    }
+}
+
+/// Lets old content go once it is known what is hosted; till then nothing may leave.
+async fn expire_once_known(store: Weak<Store>) {
+    loop {
+        let Some(store) = store.upgrade() else { return };
+        if !store.keeper().held.is_learning() {
+            let expired = store.blocking(|store| {
+                store.keeper().expire();
+                store.keeper().make_room();
+                Ok(())
+            });
+            let _ = expired.await; // the rounds go on
+            return;
+        }
+        drop(store);
+        tokio::time::sleep(LEARNING_PAUSE).await;
     }
 }
 

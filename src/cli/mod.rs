@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
 mod ask;
 mod ops;
+mod serve;
 mod warm;
 
 use ops::AdminArgs;
@@ -36,7 +36,7 @@ use ops::AdminArgs;
 use crate::client;
 use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
-use crate::{demo, order, run, telemetry};
+use crate::{demo, order};
 
 /// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
 const BAD_CONFIGURATION: u8 = 64;
@@ -241,7 +241,7 @@ enum ClientKind {
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Command::Serve { file, overrides } => serve(&file, overrides),
+        Command::Serve { file, overrides } => serve::serve(&file, overrides),
         Command::Check { file, json } => check(&file, json),
         Command::Config { what } => config_command(&what),
         Command::Client { remove: Some(folder), .. } => remove_client(&folder),
@@ -292,102 +292,6 @@ fn load(file: &File, overrides: &Overrides) -> Result<Loaded, ExitCode> {
         eprintln!("{}", loaded.warnings);
     }
     Ok(loaded)
-}
-
-fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
-    let overrides =
-        Overrides { listen: overrides.listen, admin: overrides.admin, cache: overrides.cache };
-    let loaded = match load(file, &overrides) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
-    telemetry::start(&loaded.config.log);
-    raise_file_limit();
-    let runtime = match runtime(loaded.config.server.threads) {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    let outcome = runtime.block_on(serve_until_told(&loaded.config));
-    telemetry::flush();
-    // Fills that nobody waits for end here; what they have is resumed by the next start.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
-    }
-}
-
-/// Each connection and each open blob takes a descriptor; the usual soft limit of 1024 is for
-/// programs that use select(2).
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const ENOUGH: u64 = 16_384;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
-    match raised {
-        Ok(limit) if limit < ENOUGH => {
-            tracing::warn!(
-                limit,
-                "few open files are allowed; raise the hard limit (LimitNOFILE, ulimit -n)"
-            );
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
-    }
-}
-
-async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let running = run::start(config)?;
-    say!("{}", banner(config, &running));
-    tracing::info!(addresses = ?running.addresses, admin = %running.admin, cache = %config.cache.path.display(), "serving");
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => running.reload().await,
-        }
-    }
-    tracing::info!(drain_timeout = %config.server.drain_timeout, "stopping: transfers under way go on to their end");
-    if !running.stop().await {
-        tracing::warn!("drain_timeout is over: transfers were cut off");
-    }
-    Ok(())
-}
-
-/// What a person at a terminal needs next.
-fn banner(config: &Config, running: &run::Running) -> String {
-    use std::fmt::Write;
-    let mut text = format!("pierhead {}\n", env!("CARGO_PKG_VERSION"));
-    for (address, listen) in running.addresses.iter().zip(&config.listen) {
-        let scheme = if listen.tls.is_some() { "https" } else { "http" };
-        let _ = writeln!(text, "  mirror   {scheme}://{address}"); // a String takes all
-    }
-    let _ = writeln!(text, "  admin    http://{}", running.admin);
-    let _ = writeln!(
-        text,
-        "  cache    {} (at most {})",
-        config.cache.path.display(),
-        config.cache.max_size
-    );
-    let names: Vec<&str> = config.upstreams.keys().map(String::as_str).collect();
-    let _ = writeln!(text, "  mirrors  {}", names.join(" "));
-    let mirror = client::Mirror::new(config, running.addresses.first().copied());
-    let _ = write!(text, "\nDocker, in /etc/docker/daemon.json:\n{}", mirror.docker());
-    if let Some(name) = config.default_upstream.as_deref().or(names.first().copied()) {
-        let _ = write!(
-            text,
-            "\ncontainerd, in /etc/containerd/certs.d/{name}/hosts.toml:\n{}",
-            mirror.containerd(name)
-        );
-        let _ = writeln!(
-            text,
-            "\nAll registries: pierhead client containerd --write /etc/containerd/certs.d"
-        );
-    }
-    text
 }
 
 fn check(file: &File, json: bool) -> ExitCode {

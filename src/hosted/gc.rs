@@ -43,6 +43,8 @@ pub struct Report {
     pub bytes: u64,
     /// Each of them; of many, the first.
     pub items: Vec<Item>,
+    /// Repositories of which something cannot be read, so that they keep all that they have.
+    pub unreadable: u64,
 }
 
 /// One thing that goes.
@@ -116,9 +118,16 @@ impl Hosted {
             let page = self.list_repositories(None, last.take()).await?;
             for repository in &page.items {
                 report.repositories += 1;
-                for found in self.collect_one(repository, grace, report.dry_run).await? {
-                    removed.insert(found.digest);
-                    report.note(repository, &found);
+                // A repository of which anything cannot be read keeps all that it has.
+                match self.collect_one(repository, grace, report.dry_run).await {
+                    Ok(all) => all.into_iter().for_each(|found| {
+                        removed.insert(found.digest);
+                        report.note(repository, &found);
+                    }),
+                    Err(error) => {
+                        tracing::error!(%repository, ?error, "no garbage is collected here");
+                        report.unreadable += 1;
+                    }
                 }
             }
             last = page.items.last().cloned().filter(|_| page.more);

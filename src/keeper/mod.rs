@@ -285,7 +285,7 @@ impl Keeper {
         let Some(removed) = removed else {
             let mut index = self.index.lock();
             if self.held.is_learning() {
-                index.touch(digest, now());
+                index.touch(digest, 0); // to the end of the order, and no younger
             } else {
                 index.pin(digest, true); // so that it is not proposed again
             }

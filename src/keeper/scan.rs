@@ -49,12 +49,11 @@ impl Keeper {
         }
         self.scan_spares();
         Self::tell_strangers(strangers);
-        self.scanned.send_replace(true);
-        self.make_room();
         if self.bounds.max_age.is_some() && gap > GAP && newest > 0 {
             self.shift_times(gap);
         }
-        self.expire();
+        self.scanned.send_replace(true);
+        self.make_room();
     }
 
     fn scan_spares(&self) {

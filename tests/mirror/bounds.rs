@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
+use crate::support::client::Answer;
 use crate::support::image::{self, Content};
-use crate::support::mirror::{Mirror, before, bytes_under};
+use crate::support::mirror::{Mirror, before, bytes_under, until};
 use crate::support::record::On;
 use crate::support::soon;
 use crate::support::upstream::Upstream;
@@ -203,6 +204,8 @@ async fn what_nobody_asks_for_leaves_after_max_age_but_not_for_a_clock_that_jump
         mirror.start().await;
         let objects = mirror.metric("pierhead_cache_objects", &[]).await;
         assert!(is_hit(&mirror, &new).await && objects <= 2.0);
+        let ready = |answer: &Answer| answer.json()["cache"]["ready"] == true;
+        until("the folder to be known", || mirror.admin("/api/status"), ready).await;
         mirror.stop().await;
         assert!(mirror.keeps(&old.digest));
     }
