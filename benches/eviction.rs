@@ -199,8 +199,12 @@ impl Mirror {
         for line in lines.map_while(Result::ok) {
             let mut words = line.split_whitespace();
             match (words.next(), words.next()) {
-                (Some("mirror"), Some(url)) => pull = url.trim_start_matches("http://").to_owned(),
-                (Some("admin"), Some(url)) => admin = url.trim_start_matches("http://").to_owned(),
+                (Some("mirror"), Some(url)) => {
+                    url.trim_start_matches("http://").clone_into(&mut pull);
+                }
+                (Some("admin"), Some(url)) => {
+                    url.trim_start_matches("http://").clone_into(&mut admin);
+                }
                 _ => {}
             }
             if !pull.is_empty() && !admin.is_empty() {
@@ -280,7 +284,8 @@ fn starts(many: usize) {
 fn seed(folder: &Path) -> [(String, Vec<u8>); 2] {
     let mut dice = Dice(7);
     [4_000, 1_000_000].map(|size| {
-        let content: Vec<u8> = std::iter::repeat_with(|| dice.next() as u8).take(size).collect();
+        let content: Vec<u8> =
+            std::iter::repeat_with(|| dice.next().to_le_bytes()[0]).take(size).collect();
         let digest = Digest::of(Algorithm::Sha256, &content);
         let hex = digest.hex();
         let blob = folder.join("cache/blobs/sha256").join(&hex[..2]).join(&hex);

@@ -243,16 +243,20 @@ impl Metrics {
             registry: registry.clone(),
         };
         metrics.cache_writable.set(1);
-        // Alerts are on rates, which want the series to be there before its first event.
-        for result in ["stored", "broken", "bad_upstream", "not_kept", "failed", "refused"] {
-            metrics.fills.with_label_values(&[result]);
-        }
-        for reason in ["size", "free", "age", "purged", "rotten"] {
-            metrics.evictions.with_label_values(&[reason]);
-        }
+        metrics.begin_series();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
+    }
+
+    /// Alerts are on rates, which want a series to be there before its first event.
+    fn begin_series(&self) {
+        for result in ["stored", "broken", "bad_upstream", "not_kept", "failed", "refused"] {
+            self.fills.with_label_values(&[result]);
+        }
+        for reason in ["size", "free", "age", "purged", "rotten"] {
+            self.evictions.with_label_values(&[reason]);
+        }
     }
 
     /// The text that Prometheus scrapes.

@@ -1,7 +1,5 @@
 //! The commands that ask or tell a running mirror.
 
-#![expect(clippy::print_stdout, reason = "a command's output is its answer")]
-
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -1,10 +1,6 @@
 //! `warm`: pulls images through the running mirror, so that they are held when they are wanted.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "progress is for people and goes to standard error"
-)]
+#![expect(clippy::print_stderr, reason = "progress is for people and goes to standard error")]
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
