@@ -60,10 +60,7 @@ impl Express {
         });
         let outcome = match rest {
             Ok(rest) if rest.is_empty() => Ok(()),
-            Ok(rest) => match Socket::double(self.socket) {
-                Ok(mut socket) => socket.send_bytes(&rest, patience).await,
-                Err(error) => Err(error),
-            },
+            Ok(rest) => Socket::of(self.socket).send_bytes(&rest, patience).await,
             Err(error) => Err(error),
         };
         let bytes = if self.head_only { 0 } else { prepared.length() };

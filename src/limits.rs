@@ -51,6 +51,13 @@ pub const PUSHED_TAGS_MAX: usize = 64;
 /// Uploads under way whose file and hash are kept open; others are read anew when they go on.
 pub const UPLOADS_OPEN_MAX: usize = 128;
 
+/// Uploads that write at the same moment. Each keeps a thread while its client sends.
+pub const WRITERS_MAX: usize = 256;
+
+/// Threads for work that blocks: fills and uploads keep one each, and there must be some left for
+/// all the rest. They are made when they are needed, and end when they are not.
+pub const BLOCKING_THREADS_MAX: usize = 2048;
+
 /// Uploads begun and not ended, each two small files at least. More are refused.
 pub const UPLOADS_MAX: usize = 4096;
 
@@ -62,6 +69,10 @@ pub const SMALL_BYTES_MAX: u64 = 128 * 1024;
 
 /// One read or send of a file: large enough that a system call is cheap beside it.
 pub const SLICE_BYTES: usize = 512 * 1024;
+
+/// What is copied at a time through TLS and HTTP/2, and held while a client's socket is full: with
+/// a thousand slow clients, this a thousand times.
+pub const COPY_BYTES: u64 = 64 * 1024;
 
 /// The longest wait for an upstream's first word, all attempts together: containerd (2.3 on) gives
 /// up after 30 s without a response head, so an error must be out before that.

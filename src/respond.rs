@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream;
@@ -18,7 +18,7 @@ use crate::blocks::Large;
 use crate::cache::Cache;
 use crate::error::{Error, Kind};
 use crate::fill::Follower;
-use crate::limits::SLICE_BYTES;
+use crate::limits::COPY_BYTES;
 use crate::range::Span;
 use crate::relay::Relay;
 use crate::sendfile::{self, Socket};
@@ -172,6 +172,7 @@ async fn try_send(
     sent: &mut u64,
 ) -> Result<(), String> {
     session.set_write_timeout(Some(patience));
+    let answer = without_chunks(session, answer).await?;
     let head = head(&answer)?;
     if *method == Method::HEAD || matches!(answer.body, Body::Empty(_)) {
         session.write_response_header(head).await.map_err(text)?;
@@ -192,6 +193,38 @@ async fn try_send(
         },
         Body::Unsized(content) => copy_unsized(session, head, content, sent).await,
     }
+}
+
+/// Whether a request says two things at once about its length (RFC 9112, 6.1: the way to smuggle a
+/// second one past whoever believes the other), or on HTTP/1.1 not for whom it is.
+pub fn is_ambiguous(session: &ServerSession) -> bool {
+    let Some(h1) = session.as_http1() else { return false };
+    let head = session.req_header();
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(http::header::HOST) {
+        return true;
+    }
+    // Pingora has taken the length away by now; only the bytes as they came still show it.
+    head.headers.contains_key(http::header::TRANSFER_ENCODING)
+        && h1
+            .get_headers_raw_bytes()
+            .to_ascii_lowercase()
+            .windows(16)
+            .any(|w| w == b"\ncontent-length:")
+}
+
+/// HTTP/1.0 knows no chunks: its client waits until the size is known.
+async fn without_chunks(session: &ServerSession, mut answer: Answer) -> Result<Answer, String> {
+    if session.req_header().version == Version::HTTP_10
+        && let Body::Unsized(Content::Fill(follower)) = &mut answer.body
+    {
+        let end = follower.end().await.map_err(text)?.size.unwrap_or(0);
+        let Body::Unsized(content) = std::mem::replace(&mut answer.body, Body::Empty(None)) else {
+            return Ok(answer);
+        };
+        let part = Part { head: Bytes::new(), span: Span { start: 0, end } };
+        answer.body = Body::Parts(content, vec![part]);
+    }
+    Ok(answer)
 }
 
 fn head(answer: &Answer) -> Result<Box<ResponseHeader>, String> {
@@ -236,7 +269,7 @@ async fn send_by_kernel(
 ) -> Result<(), String> {
     session.req_header_mut().set_method(Method::HEAD);
     session.write_response_header(head).await.map_err(text)?;
-    let mut socket = Socket::double(raw).map_err(text)?;
+    let mut socket = Socket::of(raw);
     let span = parts[0].span;
     let mut reader = Reader::new(content, span);
     while let Some(stretch) = reader.next().await? {
@@ -389,7 +422,7 @@ impl Reader {
     /// The next bytes, at most a slice.
     async fn bytes(&mut self) -> Result<Option<Bytes>, String> {
         let end = self.end;
-        let limit = end.min(self.at.saturating_add(SLICE_BYTES as u64 / 2));
+        let limit = end.min(self.at.saturating_add(COPY_BYTES));
         if !matches!(self.content, Content::Bytes(_) | Content::Relay(_)) {
             self.end = limit;
         }

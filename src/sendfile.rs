@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,21 +25,16 @@ const PROBE_BYTES: u64 = 128 * 1024;
 /// A client's plain TCP socket, for the length of one transfer.
 #[derive(Debug)]
 pub struct Socket {
-    fd: OwnedFd,
-    /// Made when the socket is first full: many transfers fit into its buffer.
+    raw: RawFd,
+    /// A double that the runtime watches beside Pingora. Made when the socket is first full: what
+    /// fits into its buffer needs none.
     watched: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Socket {
-    /// Doubles a descriptor that is open for the length of this call, so that the runtime may
-    /// watch it beside Pingora.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn double(raw: RawFd) -> io::Result<Self> {
-        // SAFETY: the caller holds the session whose socket this is, so the number is open.
-        let fd = unsafe { BorrowedFd::borrow_raw(raw) }.try_clone_to_owned()?;
-        Ok(Self { fd, watched: None })
+    /// The socket of a session that outlives this.
+    pub fn of(raw: RawFd) -> Self {
+        Self { raw, watched: None }
     }
 
     /// Sends `from..to` of a file; `fresh` says that it was just written, and so is in memory. Not cancel safe: a dropped call leaves the client with a part.
@@ -85,9 +80,7 @@ impl Socket {
     /// What the kernel says; `TimedOut` where the client takes nothing for `patience`.
     pub async fn send_bytes(&mut self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
         while !bytes.is_empty() {
-            let raw =
-                self.watched.as_ref().map_or(self.fd.as_raw_fd(), |w| w.get_ref().as_raw_fd());
-            match send_now(raw, bytes)? {
+            match send_now(self.raw, bytes)? {
                 0 => self.writable(patience).await?,
                 n => bytes = &bytes[n..],
             }
@@ -98,7 +91,8 @@ impl Socket {
     fn try_send(&self, file: &File, at: u64, length: u64) -> io::Result<u64> {
         let mut offset = i64::try_from(at).map_err(io::Error::other)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let socket = self.watched.as_ref().map_or(self.fd.as_fd(), |w| w.get_ref().as_fd());
+        // SAFETY: the caller holds the session whose socket this is, so the number is open.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.raw) };
         nix::sys::sendfile::sendfile(socket, file, Some(&mut offset), length)
             .map(|n| n as u64)
             .map_err(Into::into)
@@ -106,7 +100,8 @@ impl Socket {
 
     async fn writable(&mut self, patience: Duration) -> io::Result<()> {
         if self.watched.is_none() {
-            let fd = self.fd.try_clone()?;
+            // SAFETY: as in `try_send`.
+            let fd = unsafe { BorrowedFd::borrow_raw(self.raw) }.try_clone_to_owned()?;
             // SAFETY: the registration owns the descriptor, so it stays open for as long.
             self.watched =
                 Some(unsafe { AsyncFd::register_with_interest(fd, Interest::WRITABLE)? });
@@ -207,7 +202,7 @@ mod tests {
             tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         let sender = tokio::spawn(async move {
-            let mut socket = Socket::double(server.as_raw_fd()).unwrap();
+            let mut socket = Socket::of(server.as_raw_fd());
             socket.send(&file, 1000, 4_000_000, false, Duration::from_secs(20)).await
         });
         let mut got = Vec::new();

@@ -237,8 +237,11 @@ impl Mirror {
             () = stopped(&mut stop, reused) => return None,
         };
         match read {
-            Ok(Ok(true)) => Some(Instant::now()),
-            Ok(Err(error)) if !session.is_http2() && is_malformed(&error) => {
+            Ok(Ok(true)) if !respond::is_ambiguous(session) => Some(Instant::now()),
+            Ok(answer)
+                if !session.is_http2()
+                    && answer.as_ref().map_or_else(|e| is_malformed(e), |read| *read) =>
+            {
                 let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"malformed request","detail":null}]}"#;
                 let _ = session.respond_error_with_body(400, body.into()).await; // the client may be gone
                 None

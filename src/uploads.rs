@@ -21,7 +21,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use ring::rand::SecureRandom;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::blocks::{Large, Summing};
@@ -30,7 +30,7 @@ use crate::disk::found;
 use crate::error::{Error, Kind, Result};
 use crate::hosted::{Hosted, no_room, unwritable};
 use crate::keeper::Lease;
-use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_MAX, UPLOADS_OPEN_MAX};
+use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_MAX, UPLOADS_OPEN_MAX, WRITERS_MAX};
 use crate::name::{Repository, UploadId};
 use crate::store::{Store, is_full};
 
@@ -49,6 +49,8 @@ pub struct Uploads {
     store: Arc<Store>,
     hosted: Arc<Hosted>,
     open: Mutex<HashMap<UploadId, Arc<Upload>>>,
+    /// Who may write at the same moment.
+    writers: Arc<Semaphore>,
 }
 
 /// One upload.
@@ -60,6 +62,7 @@ pub struct Upload {
     path: PathBuf,
     size_max: u64,
     state: Arc<tokio::sync::Mutex<State>>,
+    writers: Arc<Semaphore>,
 }
 
 /// Whose an upload is, and how it is hashed.
@@ -90,7 +93,12 @@ struct SoFar {
 impl Uploads {
     /// The uploads in a store's folder.
     pub fn new(store: Arc<Store>, hosted: Arc<Hosted>) -> Self {
-        Self { store, hosted, open: Mutex::default() }
+        Self {
+            store,
+            hosted,
+            open: Mutex::default(),
+            writers: Arc::new(Semaphore::new(WRITERS_MAX)),
+        }
     }
 
     fn path(&self, id: &UploadId) -> PathBuf {
@@ -137,7 +145,8 @@ impl Uploads {
             size => size,
         };
         let state = Arc::new(tokio::sync::Mutex::new(state));
-        let upload = Arc::new(Upload { id: id.clone(), owner, path, size_max, state });
+        let writers = Arc::clone(&self.writers);
+        let upload = Arc::new(Upload { id: id.clone(), owner, path, size_max, state, writers });
         let mut open = self.open.lock();
         if open.len() >= UPLOADS_OPEN_MAX {
             // Only those that no request holds: two writers must never meet.
@@ -290,6 +299,12 @@ impl Upload {
     /// `RangeInvalid` where that is not where it ends.
     pub async fn writer(&self, start: Option<u64>) -> Result<Writer> {
         let state = self.turn().await?;
+        let permit = Arc::clone(&self.writers).try_acquire_owned().map_err(|_| {
+            Error::new(
+                Kind::Unavailable,
+                "too many uploads are being written; try again in a moment",
+            )
+        })?;
         if let Some(start) = start
             && start != state.so_far.written
         {
@@ -299,7 +314,10 @@ impl Upload {
         }
         let (before, size_max) = (state.so_far.clone(), self.size_max);
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
-        let task = tokio::task::spawn_blocking(move || write(state, inbox, size_max));
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            write(state, inbox, size_max)
+        });
         Ok(Writer { pieces, task, before })
     }
 }

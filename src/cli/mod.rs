@@ -36,6 +36,7 @@ use ops::AdminArgs;
 use crate::client;
 use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
+use crate::limits::BLOCKING_THREADS_MAX;
 use crate::{demo, order};
 
 /// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
@@ -424,7 +425,7 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     if threads > 0 {
         builder.worker_threads(threads);
     }
-    Ok(builder.enable_all().build()?)
+    Ok(builder.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build()?)
 }
 
 fn done(result: std::io::Result<()>) -> ExitCode {

@@ -17,7 +17,8 @@ pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&loaded.config.log);
-    raise_file_limit();
+    let mut loaded = loaded;
+    fit_connections(&mut loaded.config, raise_file_limit());
     let runtime = match runtime(loaded.config.server.threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
@@ -34,9 +35,9 @@ pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
 
 /// Each connection and each open blob takes a descriptor; the usual soft limit of 1024 is for
 /// programs that use select(2).
-fn raise_file_limit() {
+fn raise_file_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const ENOUGH: u64 = 16_384;
+    const ENOUGH: u64 = 4096;
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
     match raised {
@@ -48,6 +49,24 @@ fn raise_file_limit() {
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+    raised.unwrap_or(1024)
+}
+
+/// A connection takes a descriptor, and one more while its client is slow; the rest is for content,
+/// upstreams and the log. A connection too many waits, one without a descriptor is cut off.
+fn fit_connections(config: &mut Config, files: u64) {
+    const FEW: usize = 2048;
+    let fit = usize::try_from(files / 5 * 4).unwrap_or(usize::MAX).max(16);
+    if config.server.max_connections > fit {
+        if fit < FEW {
+            tracing::warn!(
+                fit,
+                files,
+                "fewer connections than server.max_connections: few open files are allowed"
+            );
+        }
+        config.server.max_connections = fit;
     }
 }
 

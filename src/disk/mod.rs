@@ -296,9 +296,18 @@ impl Disk {
     /// What the file system says.
     pub fn open_fill(&self, digest: &Digest) -> io::Result<(File, PathBuf)> {
         let path = self.fill_path(digest);
-        let file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+        let open =
+            || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = open().or_else(|e| self.anew(e).and_then(|()| open()))?;
         Ok((file, path))
+    }
+
+    /// Makes the folder for what is on its way again, where somebody has removed it under us.
+    fn anew(&self, error: io::Error) -> io::Result<()> {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        fs::create_dir_all(self.root.join("fills"))
     }
 
     /// Makes a finished fill visible: sync, rename, sync the folder.
@@ -337,7 +346,8 @@ impl Disk {
     pub fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let stage = self.stage_name();
         let write = || {
-            let mut file = File::create_new(&stage)?;
+            let create = || File::create_new(&stage);
+            let mut file = create().or_else(|e| self.anew(e).and_then(|()| create()))?;
             file.write_all(content)?;
             file.sync_all()?;
             rename_synced(&stage, path)
@@ -353,7 +363,8 @@ impl Disk {
     fn put_soon(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let stage = self.stage_name();
         let write = || {
-            File::create_new(&stage)?.write_all(content)?;
+            let create = || File::create_new(&stage);
+            create().or_else(|e| self.anew(e).and_then(|()| create()))?.write_all(content)?;
             rename(&stage, path)
         };
         write().inspect_err(|_| {

@@ -300,6 +300,8 @@ impl Keeper {
             }
             return false;
         }
+        // An open file keeps its room: the disk would look full until the cache gets round to it.
+        self.close_gone();
         if let Some((bytes, _)) = known {
             self.metrics.evicted(reason.as_str(), bytes);
         }

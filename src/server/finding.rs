@@ -35,7 +35,9 @@ impl Mirror {
             }
             Action::Blob(digest) => {
                 let begin = || self.begun.begin(&caller.beginner(&request.knock));
-                if origin.prefetch && !head {
+                // A look at a part, as lazy pullers take, is no pull of the image.
+                let range = request.conditions.range.as_deref();
+                if origin.prefetch && !head && range.is_none_or(|r| r == "bytes=0-") {
                     self.prefetch.asked(upstream, place, digest);
                 }
                 let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
