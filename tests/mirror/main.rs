@@ -17,6 +17,7 @@
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
 mod advisories;
+mod attacks;
 mod bounds;
 mod broken;
 mod clients;
