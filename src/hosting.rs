@@ -145,18 +145,18 @@ impl Hosting {
             }
             Push::Start(start) => self.start(target, start, body).await,
             Push::Status(id) => {
-                let upload = self.uploads.find(repository, id).await?;
+                let upload = self.uploads.find(repository, id, body.user()).await?;
                 Ok(goes_on(StatusCode::NO_CONTENT, target, &upload, upload.size().await?))
             }
             Push::Append(id) => {
-                let upload = self.uploads.find(repository, id).await?;
+                let upload = self.uploads.find(repository, id, body.user()).await?;
                 match append(&upload, body).await {
                     Ok(size) => Ok(goes_on(StatusCode::ACCEPTED, target, &upload, size)),
                     Err(error) => out_of_order(error, target, &upload).await,
                 }
             }
             Push::Finish(id, digest) => {
-                let upload = self.uploads.find(repository, id).await?;
+                let upload = self.uploads.find(repository, id, body.user()).await?;
                 if let Err(error) = append(&upload, body).await {
                     return out_of_order(error, target, &upload).await;
                 }
@@ -164,7 +164,7 @@ impl Hosting {
                 Ok(created(target, "blobs", &digest.to_string(), digest))
             }
             Push::Cancel(id) => {
-                let upload = self.uploads.find(repository, id).await?;
+                let upload = self.uploads.find(repository, id, body.user()).await?;
                 self.uploads.cancel(&upload).await?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
@@ -184,7 +184,7 @@ impl Hosting {
         {
             return Ok(created(target, "blobs", &digest.to_string(), digest));
         }
-        let upload = self.uploads.start(repository, start.algorithm).await?;
+        let upload = self.uploads.start(repository, start.algorithm, body.user()).await?;
         let Some(digest) = &start.digest else {
             return Ok(goes_on(StatusCode::ACCEPTED, target, &upload, 0));
         };

@@ -1,5 +1,6 @@
 //! From bytes on the wire to a request's body: piece by piece, within deadlines, never more than asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,14 +16,26 @@ pub struct Incoming<'a> {
     patience: Duration,
     /// Whether the client still waits to be told that the body is wanted.
     waits: bool,
+    /// Who sends it, where callers log in.
+    user: Option<Arc<str>>,
 }
 
 impl<'a> Incoming<'a> {
+    /// Notes who sends it.
+    pub fn set_user(&mut self, user: Option<Arc<str>>) {
+        self.user = user;
+    }
+
+    /// Who sends it, where callers log in.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
     /// The body of the request that a session has just read. A client that sends nothing for
     /// `patience` is given up.
     pub fn new(session: &'a mut ServerSession, patience: Duration) -> Self {
         let waits = waits_to_go_on(session);
-        Self { session, patience, waits }
+        Self { session, patience, waits, user: None }
     }
 
     /// A header of the request, as text.

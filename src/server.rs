@@ -200,6 +200,7 @@ impl Mirror {
         if target.is_hosted() {
             self.admit_hosted(door, &caller, target, &route.action)?;
             let mut body = Incoming::new(session, self.settings.send_timeout.get());
+            body.set_user(caller.actor.user.clone());
             return self
                 .hosting
                 .answer(

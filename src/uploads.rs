@@ -70,6 +70,9 @@ pub struct Upload {
 struct Owner {
     repository: String,
     algorithm: String,
+    /// Who began it; `None` where nobody logs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
 }
 
 #[derive(Debug)]
@@ -113,14 +116,18 @@ impl Uploads {
         self: &Arc<Self>,
         repository: &Repository,
         algorithm: Algorithm,
+        user: Option<&str>,
     ) -> Result<Arc<Upload>> {
         let mut random = [0; 16];
         ring::rand::SystemRandom::new()
             .fill(&mut random)
             .map_err(|_| Error::new(Kind::Internal, "the system gives no random numbers"))?;
         let id = UploadId::new(random);
-        let owner =
-            Owner { repository: repository.to_string(), algorithm: algorithm.as_str().to_owned() };
+        let owner = Owner {
+            repository: repository.to_string(),
+            algorithm: algorithm.as_str().to_owned(),
+            user: user.map(str::to_owned),
+        };
         self.store.keeper().scanned().await; // room is only known from then on
         let (path, record) = (self.path(&id), serde_json::to_vec(&owner).unwrap_or_default());
         let p = path.clone();
@@ -155,7 +162,7 @@ impl Uploads {
         Arc::clone(open.entry(id).or_insert(upload))
     }
 
-    /// An upload under way, of this repository.
+    /// An upload under way, of this repository and begun by this user (CVE-2026-32589).
     ///
     /// # Errors
     /// `BlobUploadUnknown`, or `Internal`.
@@ -163,6 +170,7 @@ impl Uploads {
         self: &Arc<Self>,
         repository: &Repository,
         id: &UploadId,
+        user: Option<&str>,
     ) -> Result<Arc<Upload>> {
         let known = self.open.lock().get(id).cloned();
         let upload = match known {
@@ -170,7 +178,9 @@ impl Uploads {
             None => self.reopen(id).await?.ok_or_else(|| unknown(id))?,
         };
         // The same answer as for one that never was: an id tells nothing to others.
-        if upload.owner.repository == repository.as_str() { Ok(upload) } else { Err(unknown(id)) }
+        let owner = &upload.owner;
+        let own = owner.repository == repository.as_str() && owner.user.as_deref() == user;
+        if own { Ok(upload) } else { Err(unknown(id)) }
     }
 
     /// Takes up what an earlier process has left.

@@ -404,3 +404,27 @@ async fn pushes_and_lists_of_hosted_repositories_go_by_the_rules() {
     assert_eq!(get("/v2/_catalog".to_owned(), None).await, 401);
     assert_eq!(get("/v2/_catalog".to_owned(), Some("ci")).await, 403);
 }
+
+#[tokio::test]
+async fn an_upload_belongs_to_who_began_it() {
+    let upstream = Upstream::start().await;
+    let setup = before(&upstream);
+    let file = htpasswd(&setup, &[("ci", "pw"), ("eve", "pw")]);
+    let rules =
+        "  rules:\n    - {users: [ci, eve], actions: [pull, push], repositories: [\"**\"]}\n";
+    let clients = format!("clients:\n  htpasswd: {}\n{rules}", file.display());
+    let mirror = setup.raw(&format!("hosted: {{repositories: ['**']}}\n{clients}")).start().await;
+    let ask = async |method: Method, path: &str, user: &str| {
+        let ask = mirror.ask(method, path).header("authorization", &basic(user, "pw"));
+        ask.answer().await
+    };
+    let begun = ask(Method::POST, "/v2/team/app/blobs/uploads/", "ci").await;
+    assert_eq!(begun.status, 202);
+    let location = begun.header("location").to_owned();
+    for method in [Method::GET, Method::PATCH, Method::DELETE] {
+        let answer = ask(method.clone(), &location, "eve").await;
+        assert_eq!(answer.status, 404, "{method}: an id tells nothing to others");
+    }
+    assert_eq!(ask(Method::GET, &location, "ci").await.status, 204);
+    assert_eq!(ask(Method::DELETE, &location, "ci").await.status, 204);
+}
