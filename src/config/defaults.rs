@@ -145,8 +145,8 @@ impl Default for Server {
         Self {
             threads: 0,
             max_connections: 20_000,
-            max_connections_per_address: 2_000,
-            max_fills_per_caller: 64,
+            max_connections_per_address: 20_000,
+            max_fills_per_caller: 1_000,
             header_timeout: Span::secs(15),
             idle_timeout: Span::secs(60),
             send_timeout: Span::secs(60),

@@ -260,9 +260,11 @@ pub struct Server {
     /// Connections served at once; some more wait for their turn, the rest is turned away. Default
     /// `20000`.
     pub max_connections: usize,
-    /// Connections from one address at once; more are turned away. Default `2000`.
+    /// Connections from one address at once; more are turned away. Default
+    /// `20000`: behind a NAT or a proxy all clients have one.
     pub max_connections_per_address: usize,
-    /// Downloads that one caller may have begun at once; more are answered with 429. Default `64`.
+    /// Downloads that one caller may have begun at once; more are answered with 429. Default
+    /// `1000`.
     pub max_fills_per_caller: usize,
     /// Deadline for a whole request head. Default `15s`.
     pub header_timeout: Span,
