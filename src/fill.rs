@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::blocks::Large;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::limits::FILLS_MAX;
+use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX};
 use crate::metrics::Metrics;
 use crate::relay::Relay;
 use crate::store::{Place, Store};
@@ -29,6 +29,8 @@ pub struct Progress {
     pub size: Option<u64>,
     /// Bytes that may go out.
     pub ready: u64,
+    /// Bytes in the file without a gap.
+    pub written: u64,
     /// Whether the digest has been found right; `size` is known then.
     pub verified: bool,
     /// How it ended; `Ok` once it is kept.
@@ -153,13 +155,21 @@ pub struct Fills {
     pub(crate) under_way: Mutex<HashMap<Digest, Arc<Fill>>>,
     /// Turns for each upstream: one that hangs takes only its own.
     turns: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    /// For transfers beside the first one of a fill.
+    pub(crate) helpers: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Fills {
     /// None under way.
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { store, under_way: Mutex::default(), turns: Mutex::default(), metrics }
+        Self {
+            store,
+            under_way: Mutex::default(),
+            turns: Mutex::default(),
+            helpers: Semaphore::new(FILL_HELPERS_MAX),
+            metrics,
+        }
     }
 
     /// The turns of an upstream.

@@ -1,29 +1,24 @@
-//! The task of one fill: download, hash, write, publish; resume where it broke.
+//! The task of one fill: download (`fetch`), hash and write (`front`), publish. Large content is
+//! fetched in parallel parts (`shares`) where that is faster.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
 use crate::blocks::{Large, Summing};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
-use crate::keeper::{Keeper, Lease};
-use crate::limits::{ANSWER_WITHIN, HOLD_BACK_BYTES, SLICE_BYTES, SMALL_BYTES_MAX};
-use crate::store::{self, Link, Place};
-use crate::upstream::ask::{self, Ask};
-use crate::upstream::{Answer, Patience, Upstream};
+use crate::keeper::Lease;
+use crate::limits::{ANSWER_WITHIN, SMALL_BYTES_MAX};
+use crate::store::Place;
+use crate::upstream::Upstream;
 
-/// Attempts that may end without a single new byte, one after the other.
-const FRUITLESS_MAX: u32 = 3;
+mod fetch;
+mod front;
+mod shares;
 
-/// Pieces that wait to be written; each is what one read of the upstream's socket gave.
-const PIECES_WAITING_MAX: usize = 4;
+use front::Front;
 
 /// Follows the fill of a digest, and starts it where none is under way. The flag says whether it
 /// was joined.
@@ -81,7 +76,7 @@ impl Task {
         if written.bytes == 0 || written.hasher.clone().finish() != self.fill.digest {
             written = self.fetch(written).await?;
         } // else a crash came between the last byte and the publishing
-        let Written { hasher, summing, bytes, lease } = written;
+        let Front { hasher, summing, bytes, lease, .. } = written;
         if hasher.finish() != self.fill.digest {
             return Err(self.bad(&format!("sent {bytes} bytes that are not what was asked for")));
         }
@@ -121,7 +116,7 @@ impl Task {
     }
 
     /// Opens the file, with what an earlier attempt, perhaps of an earlier process, has left in it.
-    async fn open(&self) -> Result<Written> {
+    async fn open(&self) -> Result<Front> {
         let waited = self.fills.store.scanned().await;
         let digest = self.fill.digest;
         let opened = self
@@ -131,13 +126,18 @@ impl Task {
                 waited?;
                 s.keeper().unspare(&s.disk().fill_path(&digest));
                 let (file, path) = s.disk().open_fill(&digest)?;
-                let written = Written::read(&file, digest)?;
-                Ok((file, path, written))
+                s.disk().cut_to_front(&digest, &file, None)?;
+                let front = Front::read(&file, digest)?;
+                Ok((file, path, front))
             })
             .await;
-        let (file, path, written) = opened.map_err(|e| self.disk_failed(e))?;
+        let (file, path, front) = opened.map_err(|e| self.disk_failed(e))?;
         let (_, _) = (self.fill.file.set(Arc::new(file)), self.path.set(path)); // set here only
-        Ok(written)
+        self.fill.progress.send_if_modified(|p| {
+            p.written = front.bytes;
+            false // nobody may have it before the upstream has been asked
+        });
+        Ok(front)
     }
 
     async fn publish(&self, summing: Summing, bytes: u64, lease: Option<Lease>) -> Result<()> {
@@ -173,115 +173,6 @@ impl Task {
         published.map_err(|e| self.disk_failed(e))
     }
 
-    /// Downloads from where `known` ends, again from where it broke, until the upstream's end.
-    async fn fetch(&self, known: Written) -> Result<Written> {
-        let mut position = known.bytes;
-        let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
-        let (fill, keeper) = (Arc::clone(&self.fill), Arc::clone(self.fills.store.keeper()));
-        let writer = tokio::task::spawn_blocking(move || known.write(&fill, &keeper, inbox));
-        let fetched = self.feed(&pieces, &mut position).await;
-        drop(pieces);
-        let written =
-            writer.await.map_err(|e| Error::internal("the writer of a fill died", e))??;
-        fetched?;
-        Ok(written)
-    }
-
-    async fn feed(&self, pieces: &mpsc::Sender<Piece>, position: &mut u64) -> Result<()> {
-        let mut fruitless = 0;
-        loop {
-            let before = *position;
-            let error = match self.attempt(pieces, position).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            fruitless = if *position > before { 0 } else { fruitless + 1 };
-            let begun = self.fill.progress.borrow().head;
-            let again = error.kind() == Kind::Unavailable && fruitless < FRUITLESS_MAX && begun;
-            if !again || pieces.is_closed() {
-                return Err(error);
-            }
-            tracing::info!(digest = %self.fill.digest, from = *position, ?error, "transfer broke; resuming");
-        }
-    }
-
-    /// One transfer, from `position` to the end or to a break.
-    async fn attempt(&self, pieces: &mpsc::Sender<Piece>, position: &mut u64) -> Result<()> {
-        let ask = Ask::blob_from(&self.fill.place.repository, &self.fill.digest, *position);
-        let mut answer = self.fill.upstream.ask(&ask, Patience::Full).await?;
-        let (start, total) = self.accept(&answer, &ask, pieces).await?;
-        let mut at = start;
-        while let Some(bytes) = answer.piece().await? {
-            let begin = at;
-            at += bytes.len() as u64;
-            if total.is_some_and(|t| at > t) {
-                return Err(self.bad("sent more bytes than it announced"));
-            }
-            if pieces.send(Piece::Bytes(begin, bytes)).await.is_err() {
-                return Err(self.writer_gone());
-            }
-            *position = at.max(*position);
-        }
-        match total {
-            Some(total) if at < total => {
-                let text = format!(
-                    "{} ended the transfer at byte {at} of {total}",
-                    self.fill.upstream.name()
-                );
-                Err(Error::new(Kind::Unavailable, text))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Judges the head of an answer, notes the size and the proof that it gives, and takes room.
-    async fn accept(
-        &self,
-        answer: &Answer,
-        ask: &Ask,
-        pieces: &mpsc::Sender<Piece>,
-    ) -> Result<(u64, Option<u64>)> {
-        let (start, total) = ask::extent(answer.status(), answer.headers(), ask.range)
-            .map_err(|why| self.bad(&format!("answered with {why}")))?;
-        let told = self.fill.progress.borrow().size;
-        if let (Some(told), Some(total)) = (told, total)
-            && told != total
-        {
-            return Err(
-                self.bad(&format!("says the blob has {total} bytes, and said {told} before"))
-            );
-        }
-        let (store, place) = (&self.fills.store, &self.fill.place);
-        store.set_link(place, &self.fill.digest, Link::default()).await;
-        if self.fill.upstream.is_anonymous() {
-            store.set_link(&place.anyones(), &self.fill.digest, Link::default()).await;
-        }
-        let size = total.or(told);
-        if told.is_none()
-            && let Some(size) = size
-        {
-            let keeper = Arc::clone(self.fills.store.keeper());
-            let lease = self.fills.store.blocking(move |_| Ok(keeper.reserve(size))).await;
-            let lease = lease
-                .ok()
-                .flatten()
-                .ok_or_else(|| self.disk_failed(io::ErrorKind::StorageFull.into()))?;
-            if pieces.send(Piece::Lease(lease)).await.is_err() {
-                return Err(self.writer_gone());
-            }
-        }
-        self.fill.progress.send_modify(|p| {
-            p.head = true;
-            p.size = size;
-        });
-        Ok((start, size))
-    }
-
-    /// The writer has ended early; what it ended with is the error that counts.
-    fn writer_gone(&self) -> Error {
-        Error::new(Kind::Internal, format!("{} cannot be written", self.fill.digest))
-    }
-
     fn bad(&self, what: &str) -> Error {
         let text = format!("{} {what} ({})", self.fill.upstream.name(), self.fill.digest);
         Error::new(Kind::BadUpstream, text)
@@ -304,6 +195,16 @@ impl Task {
         }
     }
 
+    /// Cuts off what lies behind a gap. Nobody writes any more.
+    fn cut_file(&self) {
+        let Some(file) = self.fill.file.get() else { return };
+        let front = self.fill.progress.borrow().written;
+        let disk = self.fills.store.disk();
+        if let Err(error) = disk.cut_to_front(&self.fill.digest, file, Some(front)) {
+            tracing::warn!(%error, digest = %self.fill.digest, "a broken download is not cut");
+        }
+    }
+
     fn bytes(&self) -> u64 {
         self.fill.file.get().and_then(|f| f.metadata().ok()).map_or(0, |about| about.len())
     }
@@ -317,6 +218,9 @@ impl Ending<'_> {
     fn with(self, outcome: Result<()>) {
         let task = self.0;
         std::mem::forget(self);
+        if outcome.is_err() {
+            task.cut_file();
+        }
         Self::end(task, outcome);
     }
 
@@ -341,130 +245,4 @@ impl Drop for Ending<'_> {
         // By a stop of the whole program: what has come so far is resumed by the next start.
         Self::end(self.0, Err(Error::new(Kind::Unavailable, "a download was dropped")));
     }
-}
-
-/// What the writer is told.
-enum Piece {
-    /// Content, and where it belongs.
-    Bytes(u64, Bytes),
-    /// The room that it takes.
-    Lease(Lease),
-}
-
-/// What is in the file, with its hash and checksums so far.
-struct Written {
-    hasher: Hasher,
-    summing: Summing,
-    bytes: u64,
-    lease: Option<Lease>,
-}
-
-impl Written {
-    fn read(file: &File, digest: Digest) -> io::Result<Self> {
-        let mut known = Self {
-            hasher: Hasher::new(digest.algorithm()),
-            summing: Summing::default(),
-            bytes: 0,
-            lease: None,
-        };
-        let mut buffer = vec![0; SLICE_BYTES];
-        loop {
-            match file.read_at(&mut buffer, known.bytes)? {
-                0 => return Ok(known),
-                n => known.take(&buffer[..n]),
-            }
-        }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        self.summing.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-
-    /// Writes what comes, until nothing more does. Runs on a blocking thread.
-    fn write(
-        mut self,
-        fill: &Fill,
-        keeper: &Arc<Keeper>,
-        mut inbox: mpsc::Receiver<Piece>,
-    ) -> Result<Self> {
-        let Some(file) = fill.file.get() else {
-            return Err(Error::internal("a fill has no file", "it was not opened"));
-        };
-        while let Some(piece) = inbox.blocking_recv() {
-            let (at, bytes) = match piece {
-                Piece::Bytes(at, bytes) => (at, bytes),
-                Piece::Lease(mut lease) => {
-                    lease.wrote(self.bytes);
-                    self.lease = Some(lease);
-                    continue;
-                }
-            };
-            let known = self.bytes.saturating_sub(at).min(bytes.len() as u64);
-            let (old, new) = bytes.split_at(usize::try_from(known).unwrap_or(bytes.len()));
-            let failed = |e| {
-                Error::new(Kind::DiskFailed, format!("{} cannot be kept", fill.digest)).because(e)
-            };
-            if !old.is_empty() && !same(file, at, old).map_err(failed)? {
-                return Err(Error::new(
-                    Kind::BadUpstream,
-                    format!(
-                        "{} sent other bytes than before the break ({})",
-                        fill.upstream.name(),
-                        fill.digest
-                    ),
-                ));
-            }
-            let stored = self.store(file, new, keeper);
-            keeper.wrote(stored.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
-            stored.map_err(failed)?;
-            self.release(fill);
-        }
-        Ok(self)
-    }
-
-    fn store(&mut self, file: &File, new: &[u8], keeper: &Arc<Keeper>) -> io::Result<()> {
-        let length = new.len() as u64;
-        let leased = self.lease.as_ref().map_or(0, Lease::bytes);
-        if self.bytes + length > leased {
-            let grown = if let Some(lease) = &mut self.lease {
-                lease.grow(length)
-            } else {
-                self.lease = keeper.reserve(self.bytes + length);
-                self.lease.is_some()
-            };
-            if !grown {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-        }
-        file.write_all_at(new, self.bytes).or_else(|e| {
-            let rest = self.lease.as_ref().map_or(0, Lease::unwritten);
-            let room = store::is_full(&e) && keeper.relieve(length.max(rest));
-            if room { file.write_all_at(new, self.bytes) } else { Err(e) }
-        })?;
-        self.take(new);
-        if let Some(lease) = &mut self.lease {
-            lease.wrote(length);
-        }
-        Ok(())
-    }
-
-    /// Moves the watermark.
-    fn release(&self, fill: &Fill) {
-        let written = self.bytes;
-        fill.progress.send_if_modified(|p| {
-            let hold = HOLD_BACK_BYTES.min(p.size.unwrap_or(u64::MAX));
-            let limit = p.size.map_or(written.saturating_sub(hold), |s| written.min(s - hold));
-            let moved = limit > p.ready;
-            p.ready = p.ready.max(limit);
-            moved
-        });
-    }
-}
-
-fn same(file: &File, at: u64, bytes: &[u8]) -> io::Result<bool> {
-    let mut known = vec![0; bytes.len()];
-    file.read_exact_at(&mut known, at)?;
-    Ok(known == bytes)
 }

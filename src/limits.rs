@@ -54,7 +54,7 @@ pub const UPLOADS_OPEN_MAX: usize = 128;
 /// Uploads that write at the same moment. Each keeps a thread while its client sends.
 pub const WRITERS_MAX: usize = 256;
 
-/// Threads for work that blocks: fills and uploads keep one each, and there must be some left for
+/// Threads for work that blocks: uploads keep one each, and there must be some left for fills and
 /// all the rest. They are made when they are needed, and end when they are not.
 pub const BLOCKING_THREADS_MAX: usize = 2048;
 
@@ -116,6 +116,15 @@ pub const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Fills under way at once from one upstream; more wait their turn.
 pub const FILLS_MAX: usize = 128;
+
+/// Transfers in all that help others with parts of large blobs.
+pub const FILL_HELPERS_MAX: usize = 24;
+
+/// Transfers that may be configured for one blob: beyond this a registry takes it for abuse.
+pub const SEGMENTS_MAX: usize = 16;
+
+/// Bytes of one fill that wait to be written; its upstream waits where there are more.
+pub const FILL_BYTES_WAITING: u32 = 512 * 1024;
 
 /// Open files held for content; each costs a descriptor.
 pub const OPEN_FILES_MAX: u64 = 1024;

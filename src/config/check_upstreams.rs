@@ -11,6 +11,7 @@ use super::hosts;
 use super::secret;
 use super::{Config, Upstream};
 use crate::digest::Digest;
+use crate::limits::SEGMENTS_MAX;
 use crate::name::{Repository, Tag};
 
 impl Checker<'_> {
@@ -45,6 +46,7 @@ impl Checker<'_> {
         self.spans(&above, &spans);
         self.endpoints(name, upstream, config);
         self.bounds(name, upstream);
+        self.segments(name, upstream);
         self.tls(name, upstream);
         self.pins(name, upstream);
         if let Some(probe) = upstream.probe {
@@ -83,6 +85,16 @@ impl Checker<'_> {
                 "with `{key}` at zero nothing gets through; write a larger one, or remove the key"
             );
             self.fault(&[path(["upstreams", name, key])], &text);
+        }
+    }
+
+    fn segments(&mut self, name: &str, upstream: &Upstream) {
+        if upstream.segments == 0 || upstream.segments > SEGMENTS_MAX {
+            let text = format!(
+                "`segments` is {}; write 1 to fetch a blob by one transfer, or up to {SEGMENTS_MAX}",
+                upstream.segments
+            );
+            self.fault(&[path(["upstreams", name, "segments"])], &text);
         }
     }
 

@@ -68,6 +68,7 @@ impl Default for Upstream {
             allow: Vec::new(),
             deny: Vec::new(),
             prefetch: true,
+            segments: 4,
             realms: Vec::new(),
             private: None,
             connect_timeout: Span::secs(5),

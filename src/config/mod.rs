@@ -148,6 +148,9 @@ pub struct Upstream {
     /// Whether an image's other layers are fetched once a client has asked for the first. Default
     /// `true`; layers that the client has already are fetched all the same.
     pub prefetch: bool,
+    /// How many transfers fetch a large blob in parallel, where one alone is what limits it. `1`
+    /// switches that off. Default `4`.
+    pub segments: usize,
     /// Deadline for a connection, TLS included. Default `5s`.
     pub connect_timeout: Span,
     /// Deadline for the first byte of an answer. Default `15s`.

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use crate::digest::Digest;
 
+mod fills;
 mod records;
 
 /// The format this program reads and writes.
@@ -100,8 +101,9 @@ impl Disk {
     fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.root.join("fills"))? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("tmp-") {
-                fs::remove_file(entry.path())?;
+            let (name, path) = (entry.file_name(), entry.path());
+            if name.to_string_lossy().starts_with("tmp-") || fills::is_lost_note(&path) {
+                fs::remove_file(path)?;
             }
         }
         Ok(())
@@ -290,48 +292,12 @@ impl Disk {
         Ok(strangers)
     }
 
-    /// Opens the file that a fill writes to, with what an earlier attempt has left in it.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn open_fill(&self, digest: &Digest) -> io::Result<(File, PathBuf)> {
-        let path = self.fill_path(digest);
-        let open =
-            || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        let file = open().or_else(|e| self.anew(e).and_then(|()| open()))?;
-        Ok((file, path))
-    }
-
     /// Makes the folder for what is on its way again, where somebody has removed it under us.
     fn anew(&self, error: io::Error) -> io::Result<()> {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);
         }
         fs::create_dir_all(self.root.join("fills"))
-    }
-
-    /// Makes a finished fill visible: sync, rename, sync the folder.
-    ///
-    /// # Errors
-    /// What the file system says; the fill stays where it was.
-    pub fn publish(&self, file: &File, from: &Path, digest: &Digest) -> io::Result<()> {
-        file.sync_all()?;
-        rename_synced(from, &self.blob_path(digest))
-    }
-
-    /// Removes a fill that came to nothing, or other content that nobody needs.
-    pub fn drop_fill(&self, path: &Path) {
-        if let Err(error) = fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "cannot remove a broken fill");
-        }
-    }
-
-    /// Where the file lies that a fill writes to.
-    pub fn fill_path(&self, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.root.join("fills").join(name)
     }
 
     fn stage_name(&self) -> PathBuf {

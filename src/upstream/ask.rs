@@ -1,5 +1,6 @@
 //! What is asked of an upstream, and how its answers are read.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
@@ -86,6 +87,13 @@ impl Ask {
     pub fn blob_from(repository: &Repository, digest: &Digest, from: u64) -> Self {
         let mut ask = Self::blob(Method::GET, repository, digest);
         ask.range = (from > 0).then_some((from, None));
+        ask
+    }
+
+    /// A part of a blob, which is not empty.
+    pub fn blob_part(repository: &Repository, digest: &Digest, part: Range<u64>) -> Self {
+        let mut ask = Self::blob(Method::GET, repository, digest);
+        ask.range = Some((part.start, Some(part.end.saturating_sub(1))));
         ask
     }
 

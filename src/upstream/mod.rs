@@ -75,6 +75,7 @@ pub struct Upstream {
     anonymous: bool,
     manners: Arc<Manners>,
     stall_timeout: Duration,
+    segments: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -104,6 +105,7 @@ impl Upstream {
             anonymous: config.auth.accounts().iter().all(|a| *a == config::Auth::Anonymous),
             manners: Arc::new(Manners::new(&name, config)),
             stall_timeout: config.stall_timeout.get(),
+            segments: config.segments,
             metrics,
             name,
         })
@@ -126,6 +128,7 @@ impl Upstream {
             anonymous: false,
             manners: Arc::clone(&self.manners),
             stall_timeout: self.stall_timeout,
+            segments: self.segments,
             metrics: Arc::clone(&self.metrics),
         }))
     }
@@ -173,6 +176,11 @@ impl Upstream {
     /// Whether little is left of the upstream's limit, so that what nobody waits for is left out.
     pub fn is_low(&self) -> bool {
         self.accounts.are_low()
+    }
+
+    /// How many transfers may fetch one blob.
+    pub fn segments(&self) -> usize {
+        self.segments
     }
 
     /// Asks the endpoints in turn, healthy ones first, until one answers. Dropping the future drops

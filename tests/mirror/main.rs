@@ -49,6 +49,7 @@ mod registries;
 mod rot;
 mod routing;
 mod scripts;
+mod segments;
 mod smuggling;
 mod support;
 mod tags;

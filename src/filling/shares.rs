@@ -1,0 +1,230 @@
+//! Which part of a blob is fetched by whom, and whether one more transfer would help. Pure.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// The least and the most that one request asks for of a blob that is fetched in parts: a request
+/// costs a round trip, and what lies far ahead helps nobody yet.
+const PART_BYTES: Range<u64> = 8 << 20..32 << 20;
+
+/// What must be left for a blob to be divided: the connection that the first transfer leaves has
+/// some bytes under way that nobody reads.
+const LEFT_BYTES_MIN: u64 = 32 << 20;
+
+/// Bytes a second from which on the connection is not what limits a transfer, or no other would
+/// help it: half of what a common network card does.
+const FAST: f64 = 64e6;
+
+/// How often the pace is looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long the rest must take at the present pace for one more transfer to be worth its request.
+const WORTH: Duration = Duration::from_secs(2);
+
+/// The parts of a blob that nobody fetches yet. They are proposed first: the first transfer, which
+/// may be all that this upstream can do, goes on until another has been answered with a part.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// In ascending order.
+    rest: Vec<Range<u64>>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum State {
+    #[default]
+    Whole,
+    /// Where the first transfer would end.
+    Proposed(u64),
+    Divided(u64),
+    /// It stays whole.
+    Given,
+}
+
+impl Shares {
+    /// Proposes to divide what lies between `at`, where the first transfer stands, and `total` for
+    /// `most` transfers. Whether that is worth it, and has not been done.
+    pub(super) fn propose(&mut self, at: u64, total: u64, most: usize) -> bool {
+        let left = total.saturating_sub(at);
+        let part = (left / (2 * most.max(1) as u64)).clamp(PART_BYTES.start, PART_BYTES.end);
+        if self.state != State::Whole || left < LEFT_BYTES_MIN {
+            return false;
+        }
+        let first = at + part;
+        self.state = State::Proposed(first);
+        let mut start = first;
+        while start < total {
+            // No small rest at the end.
+            let end = if total - start < 2 * part { total } else { start + part };
+            self.rest.push(start..end);
+            start = end;
+        }
+        true
+    }
+
+    /// Takes the proposal up, as a part has been answered while the first transfer stands at `at`.
+    /// Where that one ends now; `None` where it has come too far already.
+    pub(super) fn settle(&mut self, at: u64) -> Option<u64> {
+        match self.state {
+            State::Divided(first) => Some(first),
+            State::Proposed(first) if at < first => {
+                self.state = State::Divided(first);
+                Some(first)
+            }
+            _ => None,
+        }
+    }
+
+    /// Withdraws a proposal that has not been taken up.
+    pub(super) fn withdraw(&mut self) {
+        if let State::Proposed(_) = self.state {
+            self.rest.clear();
+            self.state = State::Given;
+        }
+    }
+
+    /// The next part in order.
+    pub(super) fn take(&mut self) -> Option<Range<u64>> {
+        (!self.rest.is_empty()).then(|| self.rest.remove(0))
+    }
+
+    /// Takes back what a transfer has left.
+    pub(super) fn give_back(&mut self, part: Range<u64>) {
+        if !part.is_empty() {
+            let place = self.rest.partition_point(|other| other.start < part.start);
+            self.rest.insert(place, part);
+        }
+    }
+
+    /// Whether the blob is fetched in parts, and some are left.
+    pub(super) fn are_left(&self) -> bool {
+        matches!(self.state, State::Divided(_)) && !self.rest.is_empty()
+    }
+}
+
+/// How fast a blob comes.
+#[derive(Debug)]
+pub(super) struct Pace {
+    looked: Instant,
+    bytes: u64,
+    /// Bytes in a second before the last transfer was added.
+    before: f64,
+    /// Looks since then: the first sees it begin.
+    looks: u32,
+}
+
+impl Pace {
+    /// From now on.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { looked: now, bytes: 0, before: 0.0, looks: 0 }
+    }
+
+    /// Whether one more transfer beside `running` would help: the rest takes long, and the last
+    /// one that was added has brought something. `left` is `None` where the size is not known.
+    pub(super) fn wants_more(
+        &mut self,
+        now: Instant,
+        received: u64,
+        left: Option<u64>,
+        running: usize,
+    ) -> bool {
+        let seconds = now.duration_since(self.looked).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "it is a guess")]
+        let (rate, left) =
+            ((received - self.bytes) as f64 / seconds.max(0.001), left.unwrap_or(0) as f64);
+        (self.looked, self.bytes) = (now, received);
+        self.looks += 1;
+        let fast = running == 1 && rate > FAST;
+        if self.looks < 2 || rate <= 0.0 || fast || left / rate < WORTH.as_secs_f64() {
+            return false;
+        }
+        // A fair share of the pace before, or half of one: networks are not even.
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let enough = self.before * (1.0 + 0.5 / running.max(2).saturating_sub(1) as f64);
+        if running > 1 && rate < enough {
+            return false;
+        }
+        (self.before, self.looks) = (rate, 0);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_parts_are_what_is_left_in_order() {
+        let mut shares = Shares::default();
+        assert!(!shares.propose(0, 31 * MIB, 4), "too little");
+        assert!(shares.propose(10 * MIB, 410 * MIB, 4));
+        assert!(!shares.propose(50 * MIB, 410 * MIB, 4), "once");
+        assert!(!shares.are_left(), "not yet");
+        let first = shares.settle(30 * MIB).unwrap();
+        assert_eq!(first, 42 * MIB, "no part is larger than 32 MiB");
+        assert_eq!(shares.settle(100 * MIB), Some(first));
+        let mut at = first;
+        while let Some(part) = shares.take() {
+            assert_eq!(part.start, at);
+            assert!(part.end - part.start >= 32 * MIB && part.end - part.start < 64 * MIB);
+            at = part.end;
+        }
+        assert_eq!(at, 410 * MIB);
+    }
+
+    #[test]
+    fn what_a_transfer_leaves_is_the_next_to_be_taken() {
+        let mut shares = Shares::default();
+        assert!(shares.propose(0, 64 * MIB, 4) && shares.settle(0).is_some());
+        let part = shares.take().unwrap();
+        shares.give_back(part.start + 5..part.end);
+        shares.give_back(part.end..part.end);
+        assert!(shares.are_left());
+        assert_eq!(shares.take(), Some(part.start + 5..part.end));
+    }
+
+    #[test]
+    fn without_a_part_in_time_it_stays_whole() {
+        let mut shares = Shares::default();
+        assert!(shares.propose(0, 64 * MIB, 4));
+        let part = shares.take().unwrap();
+        assert_eq!(shares.settle(part.start), None, "the first transfer is there already");
+        shares.give_back(part);
+        shares.withdraw();
+        assert!(!shares.are_left() && shares.take().is_none());
+        assert!(!shares.propose(0, 64 * MIB, 4));
+    }
+
+    #[test]
+    fn transfers_are_added_while_each_brings_something() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut received = 0;
+        let mut look = |mib: u64, running: usize, left: u64| {
+            now += LOOK_EVERY;
+            received += mib * MIB;
+            pace.wants_more(now, received, Some(left * MIB), running)
+        };
+        assert!(!look(5, 1, 400), "the first look sees it begin");
+        assert!(look(5, 1, 395));
+        assert!(!look(6, 2, 390) && look(10, 2, 380), "twice as fast");
+        assert!(!look(10, 3, 370) && !look(10, 3, 360), "the third has brought nothing");
+        assert!(!look(15, 3, 90), "the rest is there within two seconds");
+        assert!(look(15, 3, 300));
+        let mut pace = Pace::new(now);
+        assert!(!pace.wants_more(now + LOOK_EVERY, 0, Some(1 << 40), 1));
+        assert!(!pace.wants_more(now + 2 * LOOK_EVERY, 20 * MIB, Some(1 << 40), 1), "fast enough");
+    }
+
+    #[test]
+    fn a_blob_of_unknown_size_or_a_dead_line_gets_no_more() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        for (received, left) in [(100, None), (200, None), (200, Some(1 << 40))] {
+            now += LOOK_EVERY;
+            assert!(!pace.wants_more(now, received, left, 1));
+        }
+    }
+}
