@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::blocks::Large;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX};
+use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
 use crate::relay::Relay;
 use crate::store::{Place, Store};
@@ -157,6 +157,8 @@ pub struct Fills {
     turns: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     /// For transfers beside the first one of a fill.
     pub(crate) helpers: Semaphore,
+    /// For batches on their way to the disk.
+    pub(crate) writers: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -168,6 +170,7 @@ impl Fills {
             under_way: Mutex::default(),
             turns: Mutex::default(),
             helpers: Semaphore::new(FILL_HELPERS_MAX),
+            writers: Semaphore::new(FILLS_WRITING_MAX),
             metrics,
         }
     }

@@ -124,7 +124,11 @@ pub const FILL_HELPERS_MAX: usize = 24;
 pub const SEGMENTS_MAX: usize = 16;
 
 /// Bytes of one fill that wait to be written; its upstream waits where there are more.
-pub const FILL_BYTES_WAITING: u32 = 512 * 1024;
+pub const FILL_BYTES_WAITING: u32 = 256 * 1024;
+
+/// Fills that write at the same moment, each on a thread of its own for as long: enough for any
+/// disk's queue.
+pub const FILLS_WRITING_MAX: usize = 16;
 
 /// Open files held for content; each costs a descriptor.
 pub const OPEN_FILES_MAX: u64 = 1024;

@@ -34,7 +34,7 @@ impl Task {
     pub(super) async fn fetch(&self, known: Front) -> Result<Front> {
         let (sink, inbox) = front::sink();
         let from = known.bytes;
-        let written = known.write(&self.fill, &self.fills.store, inbox);
+        let written = known.write(&self.fills, &self.fill, inbox);
         let fetched = async {
             let transfers = Transfers::new(self, sink, from);
             transfers.run(from).await

@@ -16,13 +16,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::blocks::Summing;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind, Result};
-use crate::fill::Fill;
+use crate::fill::{Fill, Fills};
 use crate::keeper::Lease;
 use crate::limits::{FILL_BYTES_WAITING, HOLD_BACK_BYTES, SLICE_BYTES};
 use crate::store::{self, Store};
 
 /// Pieces written by one call to a blocking thread.
 const BATCH_MAX: usize = 64;
+
+/// How large the HTTP client's buffers become: what one read may bring.
+const BUFFER_BYTES: usize = 8192 + 4096 * 100;
 
 /// How far the front goes before it is noted anew beside a file that has more in it.
 const NOTED_EVERY: u64 = 4 * 1024 * 1024;
@@ -55,6 +58,9 @@ impl Sink {
     /// with an error that counts more than any other.
     pub(super) async fn put(&self, at: u64, bytes: Bytes) -> bool {
         let share = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(FILL_BYTES_WAITING);
+        // A small piece keeps the whole of the large buffer that it was read into.
+        let is_small = bytes.len() < BUFFER_BYTES / 3;
+        let bytes = if is_small { Bytes::copy_from_slice(&bytes) } else { bytes };
         let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(share).await else {
             return false;
         };
@@ -104,15 +110,17 @@ impl Front {
             ahead: BTreeMap::new(),
             noted: 0,
         };
-        front.hash_to(file, u64::MAX)?;
+        front.hash_to(file, file.metadata()?.len())?;
         Ok(front)
     }
 
-    /// Hashes what is in the file from the front on, up to `end` or the file's own end.
+    /// Hashes what is in the file from the front on, up to `end`, which is not before it, or the file's
+    /// own end.
     fn hash_to(&mut self, file: &File, end: u64) -> io::Result<()> {
-        let mut buffer = vec![0; SLICE_BYTES];
+        let slice = |left: u64| usize::try_from(left).unwrap_or(SLICE_BYTES).min(SLICE_BYTES);
+        let mut buffer = vec![0; slice(end - self.bytes)];
         while self.bytes < end {
-            let most = usize::try_from(end - self.bytes).unwrap_or(SLICE_BYTES).min(SLICE_BYTES);
+            let most = slice(end - self.bytes);
             match file.read_at(&mut buffer[..most], self.bytes)? {
                 0 => break,
                 n => self.take(&buffer[..n]),
@@ -133,14 +141,15 @@ impl Front {
     /// `DiskFailed`, or `BadUpstream` where a resumed transfer brings other bytes than before.
     pub(super) async fn write(
         mut self,
+        fills: &Fills,
         fill: &Arc<Fill>,
-        store: &Arc<Store>,
         Inbox(mut inbox): Inbox,
     ) -> Result<Self> {
         let mut batch = Vec::new();
         while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
             let pieces = std::mem::take(&mut batch);
-            let (fill, store) = (Arc::clone(fill), Arc::clone(store));
+            let (fill, store) = (Arc::clone(fill), Arc::clone(&fills.store));
+            let _turn = fills.writers.acquire().await;
             let written = tokio::task::spawn_blocking(move || {
                 for piece in pieces {
                     self.accept(&fill, &store, piece)?;
@@ -238,7 +247,7 @@ impl Front {
         while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() <= self.bytes)
         {
             let end = entry.remove();
-            self.hash_to(file, end)?;
+            self.hash_to(file, end.max(self.bytes))?;
         }
         Ok(())
     }
