@@ -35,6 +35,28 @@ impl Checker<'_> {
             self.clients(clients, config);
         }
         self.passthrough(config);
+        self.pushing(config);
+    }
+
+    /// Whoever may push with a login of ours has to be named.
+    fn pushing(&mut self, config: &Config) {
+        let open = config.listen.iter().find(|listen| !listen.address.ip().is_loopback());
+        let Some(open) = open.filter(|_| config.clients.is_none()) else { return };
+        for (name, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.push) {
+            let own = upstream
+                .auth
+                .accounts()
+                .iter()
+                .all(|one| matches!(one, Auth::Anonymous | Auth::Passthrough(_)));
+            if !own {
+                let text = format!(
+                    "whoever reaches {} could push to {name} as {}; add `clients` with rules that say who may, or write `auth: passthrough`",
+                    open.address,
+                    upstream.auth.whose()
+                );
+                self.fault(&[path(["upstreams", name, "push"])], &text);
+            }
+        }
     }
 
     fn listener(&mut self, index: &str, settings: &Tls) {

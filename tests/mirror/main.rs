@@ -53,6 +53,7 @@ mod segments;
 mod smuggling;
 mod support;
 mod tags;
+mod through;
 mod tls;
 mod tokens;
 mod upstreams;
