@@ -403,7 +403,8 @@ impl Through {
 
 /// Path and query, behind the repository, that an upload begins with.
 fn beginning(start: &Start) -> String {
-    let mut query = Serializer::new("blobs/uploads/?".to_owned());
+    let path = "blobs/uploads/?";
+    let mut query = Serializer::for_suffix(path.to_owned(), path.len());
     if let Some((digest, from)) = &start.mount {
         query.append_pair("mount", &digest.to_string());
         if let Some(from) = from {

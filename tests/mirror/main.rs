@@ -30,6 +30,7 @@ mod hosted_events;
 mod hosted_gc;
 mod hosted_manifests;
 mod hosted_push;
+mod hosted_rights;
 mod hosted_rules;
 mod life;
 mod limits;

@@ -193,6 +193,8 @@ async fn every_way_to_push_a_blob_is_passed_on() {
     let path = format!("/v2/a/four/blobs/uploads/?mount={}&from=a/one", blob.digest);
     let mounted = mirror.ask(Method::POST, &path).answer().await;
     assert_eq!(mounted.status, 201, "{:?}", mounted.body);
+    let asked = upstream.asked(&On::any("/v2/a/four/blobs/uploads/")).pop().unwrap();
+    assert_eq!(asked.query, format!("mount={}&from=a%2Fone", blob.digest.replace(':', "%3A")));
     hit("a/four").await;
     // From somewhere that is not there: an upload, whose shortest chunk is told.
     let path = format!("/v2/a/five/blobs/uploads/?mount={}&from=a/nine", blob.digest);
