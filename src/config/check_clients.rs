@@ -214,3 +214,31 @@ fn unqualified(pattern: &str, config: &Config) -> String {
         pattern.to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::check::tests::told;
+
+    #[test]
+    fn nobody_pushes_with_our_login_unless_he_is_named() {
+        let rules =
+            "clients: {rules: [{users: [anonymous], actions: [push], repositories: ['**']}]}\n";
+        let refused = "whoever reaches 0.0.0.0:5000 could push to x.io as `a`";
+        for (before, auth, is_refused) in [
+            ("", "{username: a, password: b}", true),
+            ("", "[anonymous, {username: a, password: b}]", true),
+            (rules, "{username: a, password: b}", false),
+            ("", "passthrough", false),
+            ("", "anonymous", false),
+        ] {
+            let text = format!(
+                "{before}listen: 0.0.0.0:5000\nupstreams: {{x.io: {{push: true, auth: {auth}}}}}"
+            );
+            let said = told(&text);
+            assert_eq!(said.contains("could push to x.io as"), is_refused, "{text}: {said}");
+            assert!(!auth.starts_with("{user") || !is_refused || said.contains(refused), "{said}");
+        }
+        let near = "listen: 127.0.0.1:5000\nupstreams: {x.io: {push: true, auth: {username: a, password: b}}}";
+        assert!(!told(near).contains("could push"), "{}", told(near));
+    }
+}
