@@ -22,6 +22,9 @@ mod query;
 /// so, since no host may begin with `_`.
 pub const HOSTED: &str = "_hosted";
 
+/// The parameter of an upload's address that carries an upstream's own, sealed.
+pub const STATE: &str = "_upstream";
+
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -197,7 +200,7 @@ impl Table {
             return Ok(Route { action: query.catalog()?, target: None, namespace: None });
         }
         let (name, object) = Object::split(rest)?;
-        let namespace = query.same("ns")?;
+        let namespace = query.namespace()?;
         let origin = |name: &str| self.origin(prefix, name, namespace.as_deref(), host);
         let target = origin(name)?;
         let may_push = target.is_hosted() || self.pushed.contains(&target.upstream);
@@ -608,7 +611,10 @@ mod tests {
             Kind::NameInvalid
         );
         assert!(start("/v2/org/app/blobs/uploads/?x=1").is_err(), "docker.io is read only");
-        assert_eq!(start("/v2/org/app/blobs/uploads/?ns=ghcr.io&ns=ghcr.io").unwrap(), None);
+        let twice = format!("{by_ns}?ns=ghcr.io&ns=ghcr.io");
+        assert!(start(&twice).is_err());
+        assert_eq!(start(&format!("{twice}&_upstream=x")).unwrap(), None);
+        assert!(start(&format!("{by_ns}?ns=ghcr.io&ns=docker.io&_upstream=x")).is_err());
     }
 
     fn hosting(method: &Method, target: &str) -> Result<Route, Error> {

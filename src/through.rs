@@ -22,7 +22,7 @@ use crate::manifests::Manifests;
 use crate::name::{Reference, Repository, Tag, UploadId};
 use crate::receive::Incoming;
 use crate::respond::Answer;
-use crate::route::{Push, Start, Target};
+use crate::route::{Push, STATE, Start, Target};
 use crate::store::{Link, Place, Store};
 use crate::uploads::Uploads;
 use crate::uploads::copies::Copying;
@@ -31,9 +31,6 @@ use crate::upstream::ask::{Ask, Needs, Object};
 use crate::upstream::push::{Cargo, Feeder, Order, Reply, Session, passage};
 
 mod told;
-
-/// The parameter of our addresses that carries the upstream's.
-const STATE: &str = "_upstream";
 
 /// Passes pushes on.
 #[derive(Debug)]

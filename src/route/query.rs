@@ -1,6 +1,6 @@
 //! The parameters of a request.
 
-use super::{Action, Page, Start, Target};
+use super::{Action, Page, STATE, Start, Target};
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind};
 use crate::limits::{PATH_BYTES_MAX, PUSHED_TAGS_MAX};
@@ -26,11 +26,15 @@ impl Query {
         }
     }
 
-    /// As `one`; said twice it has to be the same, as by clients that add to a link of ours.
-    pub(super) fn same(&self, key: &str) -> Result<Option<String>, Error> {
-        let mut values = self.0.iter().filter(|(k, _)| k == key).map(|(_, v)| v);
+    /// As `one`; in an address of an upload, which has it already, a client may say it once more.
+    pub(super) fn namespace(&self) -> Result<Option<String>, Error> {
+        let ours = self.0.iter().any(|(key, _)| key == STATE);
+        let mut values = self.0.iter().filter(|(key, _)| key == "ns").map(|(_, value)| value);
         let first = values.next();
-        if values.all(|other| Some(other) == first) { Ok(first.cloned()) } else { self.one(key) }
+        if ours && values.all(|other| Some(other) == first) {
+            return Ok(first.cloned());
+        }
+        self.one("ns")
     }
 
     pub(super) fn all(&self, key: &str) -> Vec<String> {
