@@ -22,9 +22,11 @@ use crate::pass::{Access, By, Grant, Keys, Login, SERVICE, opens};
 use crate::people::People;
 use crate::respond::{Answer, Body};
 use crate::rights::Asker;
-use crate::route::{Action, Push, Start, Target};
+use crate::route::Target;
 use crate::rules::{Actor, Rules, qualified};
 use crate::scope::{Asked, Password, basic, lawful};
+
+mod lawful;
 
 /// The longest `Authorization` that is looked at.
 const AUTHORIZATION_BYTES_MAX: usize = 20 * 1024;
@@ -373,23 +375,17 @@ impl Doors {
         Err(Error::new(kind, "the list of all repositories is for those who may administer"))
     }
 
-    /// The same action, without a mount from where the caller may not read: what is not readable is
-    /// not there, and the upload begins as if it were not.
-    pub fn lawful(&self, caller: &Caller, action: &Action) -> Action {
-        let Action::Push(Push::Start(start)) = action else { return action.clone() };
-        let may = match &start.mount {
-            Some((_, Some(from))) => self.may_take(caller, from.as_str()),
-            // Wherever it may be: in a repository that others alone may read, too.
-            Some((_, None)) => self.rules.are_absent(),
-            None => true,
-        };
-        let mount = start.mount.clone().filter(|_| may);
-        Action::Push(Push::Start(Start { mount, ..start.clone() }))
+    /// Seals a text for `whom`, so that nobody else can read, change or use it.
+    ///
+    /// # Errors
+    /// `Internal` where there is no randomness.
+    pub fn seal(&self, text: &str, whom: &str) -> Result<String> {
+        self.keys.seal_text(text, whom, *random::<12>()?)
     }
 
-    fn may_take(&self, caller: &Caller, from: &str) -> bool {
-        let opened = caller.access.as_ref().is_none_or(|list| opens(list, &[from], "pull"));
-        opened && self.rules.permit(&caller.actor, Act::Pull, from)
+    /// The text that was sealed for `whom`.
+    pub fn unseal(&self, sealed: &str, whom: &str) -> Option<String> {
+        self.keys.open_text(sealed, whom)
     }
 
     /// The one challenge: the same realm and service whatever is asked for.

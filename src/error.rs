@@ -144,13 +144,20 @@ struct Inner {
     kind: Kind,
     message: String,
     retry_after: Option<Duration>,
+    allow: Option<&'static str>,
     source: Option<std::sync::Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error of `kind`; `message` is shown to the client: lower case, no full stop, names the object.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), retry_after: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            retry_after: None,
+            allow: None,
+            source: None,
+        }))
     }
 
     /// The mirror's own failure; the cause goes to the log, never to the client.
@@ -181,6 +188,18 @@ impl Error {
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
         self
+    }
+
+    /// Adds which methods are possible here, for `Allow` beside 405.
+    #[must_use]
+    pub fn allowing(mut self, methods: &'static str) -> Self {
+        self.0.allow = Some(methods);
+        self
+    }
+
+    /// Which methods are possible here; those of reading where nothing else was said.
+    pub fn allowed(&self) -> &'static str {
+        self.0.allow.unwrap_or("GET, HEAD")
     }
 
     /// What went wrong.

@@ -123,6 +123,7 @@ pub mod receive;
 
 pub mod doors;
 pub mod hosting;
+pub mod through;
 
 pub mod transport;
 

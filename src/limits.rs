@@ -135,3 +135,11 @@ pub const OPEN_FILES_MAX: u64 = 1024;
 
 /// Tag and link records held in memory, a few hundred bytes each.
 pub const RECORDS_MAX: u64 = 100_000;
+
+/// A `Location` with its query that an upstream gives for an upload. Sealed and in letters it still has
+/// to fit into a request's query.
+pub const LOCATION_BYTES_MAX: usize = 2048;
+
+/// How long an upstream may think about a push once all of it is sent: some put a large blob together
+/// from its parts, and hash it, before they answer.
+pub const PUSHED_WITHIN: Duration = Duration::from_secs(300);

@@ -22,6 +22,8 @@ use crate::store::{Content, Link, Place, Store, TagRecord};
 use crate::upstream::ask::Ask;
 use crate::upstream::{Patience, Upstream};
 
+pub mod changed;
+
 /// A manifest that can be answered.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -92,8 +94,11 @@ pub struct Manifests {
     store: Arc<Store>,
     prefetch: Arc<Prefetch>,
     fetches: Flights<(Place, Digest), Result<Found>>,
-    tags: Flights<(Place, Tag, bool), Result<Found>>,
+    tags: Flights<(Place, Tag, bool, u64), Result<Found>>,
     absent: moka::sync::Cache<(Place, Reference), Error>,
+    /// How often a tag was pushed through here of late: an answer that was asked for before a push
+    /// says nothing of what the tag is after it.
+    pushes: moka::sync::Cache<(Place, Tag), u64>,
 }
 
 impl Manifests {
@@ -101,7 +106,8 @@ impl Manifests {
     pub fn new(store: Arc<Store>, prefetch: Arc<Prefetch>) -> Self {
         let absent =
             moka::sync::Cache::builder().max_capacity(10_000).expire_after(Absence).build();
-        Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent }
+        let pushes = changed::pushes();
+        Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent, pushes }
     }
 
     /// A manifest by tag or digest; with `head` its bytes need not be held.
@@ -180,6 +186,7 @@ impl Manifests {
         tag: &Tag,
         head: bool,
     ) -> Result<Found> {
+        let before = self.pushes(place, tag);
         let record = self.store.tag(place, tag).await;
         if let Some(record) = &record
             && freshness::judge(record.asked(), terms.tag_ttl, SystemTime::now())
@@ -192,8 +199,8 @@ impl Manifests {
         let cooldown = terms.cooldown;
         let (found, joined) = self
             .tags
-            .run((place.clone(), tag.clone(), head), || async move {
-                me.resolve(&up, &p, &t, record, cooldown, head).await
+            .run((place.clone(), tag.clone(), head, before), || async move {
+                me.resolve(&up, &p, &t, (record, before), cooldown, head).await
             })
             .await;
         mark(found, joined)
@@ -230,7 +237,7 @@ impl Manifests {
         upstream: &Arc<Upstream>,
         place: &Place,
         tag: &Tag,
-        record: Option<Arc<TagRecord>>,
+        (record, before): (Option<Arc<TagRecord>>, u64),
         cooldown: Duration,
         head: bool,
     ) -> Result<Found> {
@@ -249,8 +256,10 @@ impl Manifests {
             Ok(found) => {
                 if let Some(record) = &record
                     && let Some(previous) =
-                        self.cooling(upstream, place, tag, record, &found, cooldown, head).await
+                        self.cooling(upstream, place, record, &found, cooldown, head).await
                 {
+                    let record = record.staying(found.digest, SystemTime::now());
+                    self.settle(place, tag, record, before).await;
                     return Ok(previous);
                 }
                 let record = TagRecord::new(
@@ -259,7 +268,7 @@ impl Manifests {
                     found.size,
                     SystemTime::now(),
                 );
-                self.store.set_tag(place, tag, record).await;
+                self.settle(place, tag, record, before).await;
                 Ok(found)
             }
             Err(error) if freshness::may_stand_in(&error) && held.is_some() => {
@@ -267,7 +276,7 @@ impl Manifests {
                 held.map(|found| Found { cache: Cache::Stale, ..found }).ok_or(error)
             }
             Err(error) => {
-                if error.is_absence() {
+                if error.is_absence() && before == self.pushes(place, tag) {
                     self.store.drop_tag(place, tag).await;
                 }
                 Err(error)
@@ -276,12 +285,10 @@ impl Manifests {
     }
 
     /// The previous digest of a tag that has moved too lately to be believed, where it can be had.
-    #[expect(clippy::too_many_arguments, reason = "one step of `resolve`, which has them all")]
     async fn cooling(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         place: &Place,
-        tag: &Tag,
         record: &TagRecord,
         found: &Found,
         cooldown: Duration,
@@ -294,7 +301,6 @@ impl Manifests {
             return None;
         }
         let previous = self.by_record(upstream, place, record, head).await?;
-        self.store.set_tag(place, tag, record.staying(found.digest, now)).await;
         Some(Found { cache: Cache::Revalidated, ..previous })
     }
 

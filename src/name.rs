@@ -138,6 +138,9 @@ impl fmt::Debug for Tag {
 pub struct UploadId(Arc<str>);
 
 impl UploadId {
+    /// Its length.
+    pub const LETTERS: usize = 32;
+
     /// A name from random bytes.
     pub fn new(random: [u8; 16]) -> Self {
         Self(format!("{:032x}", u128::from_be_bytes(random)).into())
@@ -149,7 +152,7 @@ impl UploadId {
     /// `BlobUploadUnknown`: what was never given out is not known.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let lawful = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() == 32 && text.bytes().all(lawful) {
+        if text.len() == Self::LETTERS && text.bytes().all(lawful) {
             return Ok(Self(text.into()));
         }
         Err(Error::new(Kind::BlobUploadUnknown, "no such upload; begin a new one"))

@@ -226,6 +226,31 @@ impl Keys {
         open().map(Some).ok_or_else(refused)
     }
 
+    /// Seals a text for `whom`: nobody can read or change it without this key, and it opens for no one
+    /// else. `nonce` is random.
+    ///
+    /// # Errors
+    /// `Internal` where ring refuses, which it does not.
+    pub fn seal_text(&self, text: &str, whom: &str, nonce: [u8; 12]) -> Result<String> {
+        let mut bytes = text.as_bytes().to_vec();
+        let aad = aead::Aad::from(apart(whom));
+        let tag = self
+            .seal
+            .seal_in_place_separate_tag(aead::Nonce::assume_unique_for_key(nonce), aad, &mut bytes)
+            .map_err(|_| broken("used"))?;
+        Ok(URL_SAFE_NO_PAD.encode([&nonce[..], &bytes, tag.as_ref()].concat()))
+    }
+
+    /// The text that was sealed for `whom`; `None` where it was not, or not here.
+    pub fn open_text(&self, sealed: &str, whom: &str) -> Option<String> {
+        let mut bytes = URL_SAFE_NO_PAD.decode(sealed).ok()?;
+        let (nonce, body) = bytes.split_at_mut_checked(12)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let aad = aead::Aad::from(apart(whom));
+        let plain = self.seal.open_in_place(nonce, aad, body).ok()?;
+        std::str::from_utf8(plain).ok().map(str::to_owned)
+    }
+
     fn seal(&self, login: &Login, nonce: [u8; 12]) -> Result<(String, String)> {
         let mut plain =
             Zeroizing::new(format!("{}:{}", *login.username, *login.password).into_bytes());
@@ -246,6 +271,12 @@ pub fn opens(list: &[Access], names: &[&str], action: &str) -> bool {
             && names.contains(&access.name.as_str())
             && access.actions.iter().any(|one| one == action || one == "*")
     })
+}
+
+/// For whom a text is sealed, told apart from the upstreams that logins are sealed for: no host has
+/// this in its name.
+fn apart(whom: &str) -> Vec<u8> {
+    [b"\0text\0", whom.as_bytes()].concat()
 }
 
 fn broken(what: &str) -> Error {
@@ -379,6 +410,24 @@ mod tests {
         #[test]
         fn no_token_makes_it_panic(token in "[ -~]{0,200}") {
             prop_assert!(keys().read(&token, NOW).is_err());
+        }
+    }
+
+    #[test]
+    fn a_sealed_text_opens_for_whom_it_was_sealed_alone() {
+        let keys = Keys::new(&[7; 32]).unwrap();
+        let sealed = keys.seal_text("secret", "a", [1; 12]).unwrap();
+        assert_eq!(keys.open_text(&sealed, "a").as_deref(), Some("secret"));
+        assert_eq!(keys.open_text(&sealed, "b"), None);
+        assert_eq!(Keys::new(&[8; 32]).unwrap().open_text(&sealed, "a"), None);
+        for at in 0..sealed.len() {
+            let mut other = sealed.clone().into_bytes();
+            other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+            let other = String::from_utf8(other).unwrap();
+            assert_ne!(keys.open_text(&other, "a").as_deref(), Some("secret"), "{at}");
+        }
+        for rubbish in ["", "AAAA", "!", &"A".repeat(16)] {
+            assert_eq!(keys.open_text(rubbish, "a"), None);
         }
     }
 }

@@ -48,6 +48,11 @@ impl<'a> Incoming<'a> {
         self.header(&header::CONTENT_LENGTH)?.trim().parse().ok()
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&mut self) -> bool {
+        self.length() == Some(0) || self.session.is_body_empty()
+    }
+
     /// The next piece; `None` at the end.
     ///
     /// # Errors

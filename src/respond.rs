@@ -98,7 +98,7 @@ impl Answer {
         let mut answer = Self::new(status, Body::Bytes(document.to_string().into()), Cache::None);
         answer.header(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            answer.header(http::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            answer.header(http::header::ALLOW, HeaderValue::from_static(error.allowed()));
         }
         if let Some(wait) = error.wait().or_else(|| error.kind().retry_after()) {
             answer.header(http::header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));

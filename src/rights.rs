@@ -76,7 +76,8 @@ impl Rights {
         Self { settings, key, said, proofs: Flights::new() }
     }
 
-    /// Decides whether an asker may have this, and by whose credentials it is fetched if need be.
+    /// Decides whether an asker may have this, and by whose credentials it is fetched if need be. One
+    /// who is about to push asks with credentials for that.
     ///
     /// # Errors
     /// `Unauthorized` where credentials may help; `Denied` where these do not; the upstream's
@@ -85,11 +86,11 @@ impl Rights {
         &self,
         upstream: &Arc<Upstream>,
         place: &Place,
-        asker: Asker<'_>,
+        (asker, pushes): (Asker<'_>, bool),
         action: &Action,
     ) -> Result<Arc<Upstream>> {
         let (view, who) = match asker {
-            Asker::Known(login) => self.view(upstream, place, login)?,
+            Asker::Known(login) => self.view(upstream, place, login, pushes)?,
             Asker::Unasked | Asker::Nobody => (Arc::clone(upstream), None),
         };
         let public = self.said.get(&(None, place.clone())).filter(|said| said.yes && said.holds());
@@ -100,6 +101,22 @@ impl Rights {
         outcome.map(|()| view).map_err(|error| told(place, asker, error))
     }
 
+    /// The upstream as it is pushed to for an asker: it judges each request itself.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn pusher(
+        &self,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        asker: Asker<'_>,
+    ) -> Result<Arc<Upstream>> {
+        match asker {
+            Asker::Known(login) => self.view(upstream, place, login, true).map(|(view, _)| view),
+            Asker::Unasked | Asker::Nobody => Ok(Arc::clone(upstream)),
+        }
+    }
+
     /// Whether credentials are any good, for those who want to be told at `docker login`.
     ///
     /// # Errors
@@ -107,7 +124,7 @@ impl Rights {
     pub async fn check(&self, upstream: &Arc<Upstream>, login: &Login) -> Result<()> {
         // No repository is asked about; the name is only for messages.
         let place = Place { upstream: Arc::clone(upstream.name()), repository: somewhere()? };
-        let (view, who) = self.view(upstream, &place, login)?;
+        let (view, who) = self.view(upstream, &place, login, false)?;
         let key = (who, place.clone());
         if let Some(said) = self.said.get(&key).filter(|said| said.holds()) {
             return if said.yes { Ok(()) } else { Err(wrong(&place)) };
@@ -203,15 +220,19 @@ impl Rights {
         upstream: &Arc<Upstream>,
         place: &Place,
         login: &Login,
+        pushes: bool,
     ) -> Result<(Arc<Upstream>, Who)> {
-        let who = self.name(place, login);
-        Ok((upstream.as_caller(&login.username, &login.password, who)?, Some(who)))
+        let who = self.name(place, login, pushes);
+        let view = upstream.as_caller(&login.username, &login.password, who, pushes)?;
+        Ok((view, Some(who)))
     }
 
-    /// The credentials' name here: a keyed hash of every byte of them.
-    fn name(&self, place: &Place, login: &Login) -> [u8; 32] {
+    /// The credentials' name here: a keyed hash of every byte of them. Who is about to push is shown
+    /// more, so that is told apart.
+    fn name(&self, place: &Place, login: &Login, pushes: bool) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.key);
-        for part in [&*place.upstream, "basic", &login.username, &login.password] {
+        let how = if pushes { "basic, to push" } else { "basic" };
+        for part in [&*place.upstream, how, &login.username, &login.password] {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part.as_bytes());
         }

@@ -3,21 +3,27 @@
 //! One name, one origin, decided by the name alone: `ns`, then the first path component, then the
 //! host, then what is hosted here, then the default. Nothing is looked up and nothing is dialled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use http::Method;
 use percent_encoding::percent_decode_str;
 
+use self::query::Query;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind};
-use crate::limits::{PATH_BYTES_MAX, PUSHED_TAGS_MAX};
+use crate::limits::PATH_BYTES_MAX;
 use crate::name::{Reference, Repository, Tag, UploadId};
 use crate::patterns;
+
+mod query;
 
 /// What stands for the upstream's name where a repository lives here. No upstream can be called
 /// so, since no host may begin with `_`.
 pub const HOSTED: &str = "_hosted";
+
+/// The parameter of an upload's address that carries an upstream's own, sealed.
+pub const STATE: &str = "_upstream";
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +133,8 @@ pub struct Table {
     hosts: HashMap<String, Arc<str>>,
     default: Option<Arc<str>>,
     hosted: Vec<String>,
+    /// The upstreams that pushes are passed on to.
+    pushed: HashSet<Arc<str>>,
 }
 
 impl Table {
@@ -149,6 +157,11 @@ impl Table {
     /// Says which names live here, by patterns.
     pub fn host(&mut self, patterns: &[String]) {
         self.hosted = patterns.to_vec();
+    }
+
+    /// Says that pushes to an upstream's names are passed on to it.
+    pub fn let_push(&mut self, upstream: &str) {
+        self.pushed.insert(upstream.into());
     }
 
     /// Whether a name lives here, where nothing else in the request says whose it is.
@@ -187,19 +200,31 @@ impl Table {
             return Ok(Route { action: query.catalog()?, target: None, namespace: None });
         }
         let (name, object) = Object::split(rest)?;
-        if self.hosted.is_empty() {
-            readable(method)?;
+        let namespace = query.namespace()?;
+        let origin = |name: &str| self.origin(prefix, name, namespace.as_deref(), host);
+        let target = origin(name)?;
+        let may_push = target.is_hosted() || self.pushed.contains(&target.upstream);
+        if !may_push && (readable(method).is_err() || matches!(object, Object::Upload(_))) {
+            return Err(self.not_pushed(method, &target));
         }
-        let namespace = query.one("ns")?;
-        let target = self.origin(prefix, name, namespace.as_deref(), host)?;
-        if !target.is_hosted() {
-            readable(method)?;
-        }
-        let action = object.action(method, &query)?;
-        if let (Action::Push(_), false) = (&action, target.is_hosted()) {
-            return Err(Error::new(Kind::Unsupported, "pushing is not possible here"));
+        let mut action = object.action(method, &query)?;
+        if let Action::Push(Push::Start(start)) = &mut action {
+            start.mount = query.mount(&target, origin)?;
         }
         Ok(Route { action, target: Some(target), namespace: namespace.map(Into::into) })
+    }
+
+    /// Why an upstream's name cannot be pushed to, and what can.
+    fn not_pushed(&self, method: &Method, target: &Target) -> Error {
+        let Target { upstream, repository, .. } = target;
+        let hosted = match self.hosted.as_slice() {
+            [] => "to keep names here, list them in `hosted.repositories`".to_owned(),
+            some => format!("names that live here can be pushed to: {}", some.join(", ")),
+        };
+        let text = format!(
+            "{method} is not possible here: {repository} belongs to {upstream}, which is only read through this mirror; {hosted}; with `push: true` on the upstream {upstream} pushes would be passed on to it"
+        );
+        Error::new(Kind::Unsupported, text)
     }
 
     /// Understands an image as people write it: `nginx`, `ghcr.io/org/app:1.2`, `app@sha256:…`.
@@ -413,87 +438,22 @@ impl<'p> Object<'p> {
                 Ok(Push::Finish(UploadId::parse(id)?, Digest::parse(&digest)?))
             }
             (Self::Upload(id), &Method::DELETE) => UploadId::parse(id).map(Push::Cancel),
-            _ => Err(Error::new(Kind::Unsupported, format!("{method} is not possible here"))),
-        }
-    }
-}
-
-/// The parameters of a request; unknown ones are ignored.
-struct Query(Vec<(String, String)>);
-
-impl Query {
-    fn parse(text: Option<&str>) -> Result<Self, Error> {
-        let text = text.unwrap_or_default();
-        if text.len() > 4 * PATH_BYTES_MAX {
-            return Err(Error::new(Kind::BadRequest, "query is too long"));
-        }
-        Ok(Self(url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()))
-    }
-
-    fn one(&self, key: &str) -> Result<Option<String>, Error> {
-        let mut values = self.0.iter().filter(|(k, _)| k == key).map(|(_, v)| v);
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value.cloned()),
-            _ => Err(Error::new(Kind::BadRequest, format!("{key} is given more than once"))),
-        }
-    }
-
-    fn all(&self, key: &str) -> Vec<String> {
-        self.0.iter().filter(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.clone()).collect()
-    }
-
-    fn n(&self) -> Result<Option<u32>, Error> {
-        match self.one("n")? {
-            None => Ok(None),
-            Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
-                Ok(Some(n.parse().unwrap_or(u32::MAX)))
+            (other, _) => {
+                let text = format!("{method} is not possible here");
+                Err(Error::new(Kind::Unsupported, text).allowing(other.methods()))
             }
-            Some(_) => Err(Error::new(Kind::PaginationInvalid, "n is not a number")),
         }
     }
 
-    fn page(&self) -> Result<Page, Error> {
-        let n = self.n()?;
-        let last = self
-            .one("last")?
-            .filter(|l| !l.is_empty())
-            .map(|l| Tag::parse(&l))
-            .transpose()
-            .map_err(|_| Error::new(Kind::PaginationInvalid, "last is not a tag"))?;
-        Ok(Page { n, last })
-    }
-
-    fn catalog(&self) -> Result<Action, Error> {
-        let last = self
-            .one("last")?
-            .filter(|last| !last.is_empty())
-            .map(|last| Repository::parse(&last))
-            .transpose()
-            .map_err(|_| Error::new(Kind::PaginationInvalid, "last is not a repository"))?;
-        Ok(Action::Catalog(self.n()?, last))
-    }
-
-    /// Further tags for a manifest.
-    fn tags(&self) -> Result<Vec<Tag>, Error> {
-        let tags = self.all("tag");
-        if tags.len() > PUSHED_TAGS_MAX {
-            let text = format!("more than {PUSHED_TAGS_MAX} tags; push the manifest once more");
-            return Err(Error::new(Kind::TagInvalid, text));
+    /// What can be done where pushing is possible, as it stands in `Allow`.
+    fn methods(&self) -> &'static str {
+        match self {
+            Self::Manifest(_) => "GET, HEAD, PUT, DELETE",
+            Self::Blob(_) => "GET, HEAD, DELETE",
+            Self::Tags | Self::Referrers(_) => "GET, HEAD",
+            Self::Uploads => "POST",
+            Self::Upload(_) => "GET, HEAD, PATCH, PUT, DELETE",
         }
-        tags.iter().map(|tag| Tag::parse(tag)).collect()
-    }
-
-    fn start(&self) -> Result<Start, Error> {
-        let digest = self.one("digest")?.map(|text| Digest::parse(&text)).transpose()?;
-        let mount = self.one("mount")?.map(|text| Digest::parse(&text)).transpose()?;
-        let from = self.one("from")?.map(|text| Repository::parse(&text)).transpose()?;
-        let algorithm = match self.one("digest-algorithm")? {
-            Some(word) => Algorithm::parse(&word).ok_or_else(|| {
-                Error::new(Kind::DigestInvalid, "digest-algorithm is neither sha256 nor sha512")
-            })?,
-            None => digest.or(mount).map_or(Algorithm::Sha256, |digest| digest.algorithm()),
-        };
-        Ok(Start { digest, algorithm, mount: mount.map(|mount| (mount, from)) })
     }
 }
 
@@ -596,8 +556,65 @@ mod tests {
     fn a_mirror_is_read_only() {
         for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH, Method::OPTIONS] {
             let e = table().route(&method, "/v2/a/b/manifests/x", None, None).unwrap_err();
-            assert_eq!(e.kind(), Kind::Unsupported);
+            assert_eq!((e.kind(), e.allowed()), (Kind::Unsupported, "GET, HEAD"));
+            for word in ["docker.io", "`push: true`", "`hosted.repositories`"] {
+                assert!(e.message().contains(word), "{e}");
+            }
         }
+        let e = hosting(&Method::PUT, "/v2/library/app/manifests/x").unwrap_err();
+        assert!(e.message().contains("live here can be pushed to: *, team/**"), "{e}");
+    }
+
+    #[test]
+    fn what_is_possible_is_told() {
+        let digest = format!("sha256:{HEX}");
+        for (method, target, allowed) in [
+            (Method::PATCH, "/v2/app/manifests/x".to_owned(), "GET, HEAD, PUT, DELETE"),
+            (Method::PUT, format!("/v2/app/blobs/{digest}"), "GET, HEAD, DELETE"),
+            (Method::DELETE, "/v2/app/tags/list".to_owned(), "GET, HEAD"),
+            (Method::GET, "/v2/app/blobs/uploads/".to_owned(), "POST"),
+            (Method::POST, "/v2/_catalog".to_owned(), "GET, HEAD"),
+        ] {
+            let e = hosting(&method, &target).unwrap_err();
+            assert_eq!((e.kind(), e.allowed()), (Kind::Unsupported, allowed), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn an_upstreams_name_is_pushed_to_where_that_is_allowed() {
+        let mut table = table();
+        table.let_push("ghcr.io");
+        let digest = format!("sha256:{HEX}");
+        let start = |target: &str| {
+            let (path, query) = target.split_once('?').unwrap();
+            let route = table.route(&Method::POST, path, Some(query), None)?;
+            let Action::Push(Push::Start(start)) = route.action else { panic!("{target}") };
+            Ok::<_, Error>(start.mount.map(|(_, from)| from.map(|from| from.to_string())))
+        };
+        let mount = |from: &str| format!("?mount={digest}{from}");
+        let path = "/v2/ghcr.io/org/app/blobs/uploads/";
+        let by_ns = "/v2/org/app/blobs/uploads/";
+        for (target, from) in [
+            (format!("{path}{}", mount("&from=ghcr.io/org/b")), Some(Some("org/b"))),
+            (format!("{path}{}", mount("")), Some(None)),
+            // Another upstream's content is nobody's to mount here.
+            (format!("{path}{}", mount("&from=org/b")), None),
+            (format!("{path}{}", mount("&from=localhost:7000/b")), None),
+            (format!("{by_ns}{}&ns=ghcr.io", mount("&from=org/b")), Some(Some("org/b"))),
+            (format!("/ghcr.io{by_ns}{}", mount("&from=org/b")), Some(Some("org/b"))),
+        ] {
+            let found = start(&target).unwrap();
+            assert_eq!(found, from.map(|from| from.map(str::to_owned)), "{target}");
+        }
+        assert_eq!(
+            start(&format!("{path}{}", mount("&from=../x"))).unwrap_err().kind(),
+            Kind::NameInvalid
+        );
+        assert!(start("/v2/org/app/blobs/uploads/?x=1").is_err(), "docker.io is read only");
+        let twice = format!("{by_ns}?ns=ghcr.io&ns=ghcr.io");
+        assert!(start(&twice).is_err());
+        assert_eq!(start(&format!("{twice}&_upstream=x")).unwrap(), None);
+        assert!(start(&format!("{by_ns}?ns=ghcr.io&ns=docker.io&_upstream=x")).is_err());
     }
 
     fn hosting(method: &Method, target: &str) -> Result<Route, Error> {

@@ -7,37 +7,41 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::Method;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderName};
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 
-use crate::account::{Line, milliseconds};
-use crate::answer::{self, Conditions};
+use crate::answer::Conditions;
 use crate::begun::Begun;
 use crate::blobs::Blobs;
 use crate::config::{self, Auth, Config};
 use crate::doors::{self, Door, Doors, Knock};
 use crate::error::{Error, Fault, Result};
-use crate::express::{self, About, Express};
+use crate::express::{self, Express};
 use crate::fill::Fills;
 use crate::hosting::Hosting;
 use crate::hot;
 use crate::manifests::{Manifests, Terms};
 use crate::metrics::Metrics;
-use crate::name::{Reference, Repository};
+use crate::name::Repository;
 use crate::patterns::Patterns;
 use crate::prefetch::Prefetch;
 use crate::receive::{self, Incoming};
 use crate::respond::{self, Answer, Sent};
 use crate::rights::{self, Rights};
-use crate::route::{Action, Route, Table, Target};
+use crate::route::{Action, Table};
 use crate::store::{Place, Store};
+use crate::through::Through;
 use crate::upstream::Upstream;
 
+mod accounting;
 mod door;
 mod finding;
+mod pushing;
+
+use self::accounting::{echo_namespace, finish_headers, kind_of};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -50,6 +54,8 @@ struct Origin {
     terms: Arc<Terms>,
     allowed: Patterns,
     prefetch: bool,
+    /// Whether pushes are passed on to it.
+    push: bool,
     /// Where callers are answered by their own rights.
     rights: Option<Rights>,
 }
@@ -71,6 +77,7 @@ pub struct Mirror {
     prefetch: Arc<Prefetch>,
     /// The repositories that live here.
     pub hosting: Hosting,
+    through: Through,
     /// The downloads under way.
     pub fills: Arc<Fills>,
     /// What is held.
@@ -116,6 +123,9 @@ impl Mirror {
         let mut origins = HashMap::new();
         for (name, settings) in &config.upstreams {
             table.add(name, &settings.aliases, &settings.hosts);
+            if settings.push {
+                table.let_push(name);
+            }
             let upstream = Arc::new(Upstream::new(name, settings, Arc::clone(&metrics))?);
             if let Some(every) = settings.probe {
                 upstream.watch(every.get());
@@ -128,6 +138,7 @@ impl Mirror {
                 }),
                 allowed: Patterns::new(&settings.allow, &settings.deny),
                 prefetch: settings.prefetch,
+                push: settings.push,
                 rights: match &settings.auth {
                     Auth::Passthrough(how) => Some(Rights::new(how.clone(), doors::random_key()?)),
                     _ => None,
@@ -146,6 +157,8 @@ impl Mirror {
         ));
         let manifests = Arc::new(Manifests::new(Arc::clone(&store), Arc::clone(&prefetch)));
         let blobs = Arc::new(Blobs::new(Arc::clone(&store), Arc::clone(&fills)));
+        let through =
+            Through::new(Arc::clone(&store), Arc::clone(&manifests), Arc::clone(&hosting.uploads));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.idle_timeout.get() * 2);
         let settings = config.server.clone();
@@ -158,6 +171,7 @@ impl Mirror {
             begun: Begun::new(config.server.max_fills_per_caller),
             prefetch,
             hosting,
+            through,
             fills,
             store,
             metrics,
@@ -211,12 +225,18 @@ impl Mirror {
                 )
                 .await;
         }
-        let origin = self.admit(door, &caller, target)?;
+        let origin = self.admit(door, &caller, target, act)?;
         // By whose right it was answered matters to nobody else's ready answer.
         account.is_immutable &=
             origin.rights.is_none() && !self.doors.guard(door, request.knock.host.as_deref());
         let place =
             Place { upstream: Arc::clone(&target.upstream), repository: target.repository.clone() };
+        if let Action::Push(push) = &route.action {
+            let (what, who) = ((push, &route, target), (origin, &caller));
+            let mut answer = self.pushed_through(what, who, &place, request, session).await?;
+            echo_namespace(&route, &mut answer);
+            return Ok(answer);
+        }
         let found = self.found(request, &route, target, (origin, &caller), &place).await;
         let mut answer = match (&origin.rights, found) {
             (Some(_), Err(e)) => {
@@ -402,60 +422,6 @@ impl Request {
     }
 }
 
-impl Account {
-    fn line<'a>(
-        &'a self,
-        session: &'a ServerSession,
-        request: &'a Request,
-        answered: &Answered,
-        sent: &'a Sent,
-    ) -> Line<'a> {
-        Line {
-            client: session.client_addr().and_then(|a| a.as_inet()),
-            method: &request.method,
-            path: &request.path,
-            upstream: self.upstream.as_deref().unwrap_or_default(),
-            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
-            kind: self.kind,
-            status: answered.status,
-            cache: answered.cache,
-            received: request.received,
-            upstream_took: answered.upstream,
-            user_agent: &request.user_agent,
-            sent,
-        }
-    }
-
-    fn about<'a>(&'a self, metrics: &'a Metrics) -> About<'a> {
-        About {
-            metrics,
-            upstream: self.upstream.as_deref().unwrap_or_default(),
-            repository: self.repository.as_ref().map(Repository::as_str).unwrap_or_default(),
-            kind: self.kind,
-        }
-    }
-
-    fn take(&mut self, action: &Action, target: &Target) {
-        self.upstream = Some(Arc::clone(&target.upstream));
-        self.repository = Some(target.repository.clone());
-        // What is hosted here can be deleted, and is gone at once then.
-        self.is_immutable = !target.is_hosted()
-            && matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
-    }
-}
-
-fn kind_of(action: &Action) -> &'static str {
-    match action {
-        Action::Ping => "ping",
-        Action::Manifest(_) => "manifest",
-        Action::Blob(_) => "blob",
-        Action::Tags(_) => "tags",
-        Action::Referrers(..) => "referrers",
-        Action::Catalog(..) => "catalog",
-        Action::Push(push) => push.kind(),
-    }
-}
-
 /// Resolves once the server stops; a connection that is still to send its first request is heard.
 async fn stopped(stop: &mut ShutdownWatch, reused: bool) {
     if stop.wait_for(|stopping| *stopping).await.is_ok() && !reused {
@@ -465,28 +431,6 @@ async fn stopped(stop: &mut ShutdownWatch, reused: bool) {
 
 fn is_malformed(error: &pingora::Error) -> bool {
     matches!(error.etype(), pingora::ErrorType::InvalidHTTPHeader)
-}
-
-fn echo_namespace(route: &Route, answer: &mut Answer) {
-    if let Some(namespace) = &route.namespace {
-        answer.text(NAMESPACE, &**namespace);
-    }
-}
-
-/// Says what became of the request in the cache, and where its time went.
-fn finish_headers(answer: &mut Answer, received: Instant) -> Answered {
-    let took = received.elapsed();
-    let from_upstream = !matches!(answer.cache.as_str(), "none" | "hit");
-    if let Some(status) = answer::cache_status(answer.cache) {
-        answer.header(CACHE_STATUS, HeaderValue::from_static(status));
-    }
-    let place = if from_upstream { "upstream" } else { "mirror" };
-    answer.text(SERVER_TIMING, format!("{place};dur={:.3}", milliseconds(took)));
-    Answered {
-        status: answer.status.as_u16(),
-        cache: answer.cache.as_str(),
-        upstream: from_upstream.then_some(took),
-    }
 }
 
 /// A client's mistakes are in the access log; what somebody else has to mend is said here.

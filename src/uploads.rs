@@ -24,15 +24,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::blocks::{Large, Summing};
+use self::copies::publishing;
+use crate::blocks::Summing;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::disk::found;
 use crate::error::{Error, Kind, Result};
 use crate::hosted::{Hosted, no_room, unwritable};
 use crate::keeper::Lease;
-use crate::limits::{SLICE_BYTES, SMALL_BYTES_MAX, UPLOADS_MAX, UPLOADS_OPEN_MAX, WRITERS_MAX};
+use crate::limits::{SLICE_BYTES, UPLOADS_MAX, UPLOADS_OPEN_MAX, WRITERS_MAX};
 use crate::name::{Repository, UploadId};
 use crate::store::{Store, is_full};
+
+pub mod copies;
 
 /// Pieces that wait to be written; each is what one read of the client's socket gave.
 const PIECES_WAITING_MAX: usize = 8;
@@ -204,29 +207,14 @@ impl Uploads {
         digest: Digest,
     ) -> Result<u64> {
         let mut state = upload.turn().await?;
-        let path = upload.path.clone();
         let is_right = state.digest(digest.algorithm()).await? == digest;
         if !is_right {
             self.remove(upload, &mut state).await;
             let text = format!("the {} bytes uploaded are not {digest}", state.so_far.written);
             return Err(Error::new(Kind::DigestInvalid, text));
         }
-        let (size, file) = (state.so_far.written, Arc::clone(&state.file));
-        let summing = state.so_far.summing.clone();
-        self.hosted
-            .adopt(repository, digest, size, move |store| {
-                let sums = summing.finish();
-                if size > SMALL_BYTES_MAX {
-                    store.disk().put_sums(&digest, &sums.encode())?;
-                }
-                store.disk().publish(&file, &path, &digest)?;
-                store.keeper().published(&digest, size, None);
-                if size > SMALL_BYTES_MAX {
-                    store.hold(Large::written(digest, file, sums)?);
-                }
-                Ok(())
-            })
-            .await?;
+        let size = state.so_far.written;
+        self.hosted.adopt(repository, digest, size, publishing(&state, upload, digest)).await?;
         self.remove(upload, &mut state).await;
         Ok(size)
     }

@@ -29,9 +29,11 @@ from chart import chart
 from content import QUICK, Sizes
 from process import missing
 from report import summarize, table
-from rows import ROWS
+from pushing import PUSHING
+from rows import ROWS as READING
 from servers import Direct, Distribution, NginxCache, NginxFile, Pierhead
 
+ROWS = [*READING, *PUSHING]
 TITLES = {kind.name: kind.title for kind in (Pierhead, NginxFile, NginxCache, Distribution, Direct)}
 PACKAGES = {"nginx": "nginx", "wrk": "wrk", "docker-registry": "docker-registry", "openssl": "openssl"}
 

@@ -35,6 +35,28 @@ impl Checker<'_> {
             self.clients(clients, config);
         }
         self.passthrough(config);
+        self.pushing(config);
+    }
+
+    /// Whoever may push with a login of ours has to be named.
+    fn pushing(&mut self, config: &Config) {
+        let open = config.listen.iter().find(|listen| !listen.address.ip().is_loopback());
+        let Some(open) = open.filter(|_| config.clients.is_none()) else { return };
+        for (name, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.push) {
+            let own = upstream
+                .auth
+                .accounts()
+                .iter()
+                .all(|one| matches!(one, Auth::Anonymous | Auth::Passthrough(_)));
+            if !own {
+                let text = format!(
+                    "whoever reaches {} could push to {name} as {}; add `clients` with rules that say who may, or write `auth: passthrough`",
+                    open.address,
+                    upstream.auth.whose()
+                );
+                self.fault(&[path(["upstreams", name, "push"])], &text);
+            }
+        }
     }
 
     fn listener(&mut self, index: &str, settings: &Tls) {
@@ -190,5 +212,33 @@ fn unqualified(pattern: &str, config: &Config) -> String {
         rest.to_owned()
     } else {
         pattern.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::check::tests::told;
+
+    #[test]
+    fn nobody_pushes_with_our_login_unless_he_is_named() {
+        let rules =
+            "clients: {rules: [{users: [anonymous], actions: [push], repositories: ['**']}]}\n";
+        let refused = "whoever reaches 0.0.0.0:5000 could push to x.io as `a`";
+        for (before, auth, is_refused) in [
+            ("", "{username: a, password: b}", true),
+            ("", "[anonymous, {username: a, password: b}]", true),
+            (rules, "{username: a, password: b}", false),
+            ("", "passthrough", false),
+            ("", "anonymous", false),
+        ] {
+            let text = format!(
+                "{before}listen: 0.0.0.0:5000\nupstreams: {{x.io: {{push: true, auth: {auth}}}}}"
+            );
+            let said = told(&text);
+            assert_eq!(said.contains("could push to x.io as"), is_refused, "{text}: {said}");
+            assert!(!auth.starts_with("{user") || !is_refused || said.contains(refused), "{said}");
+        }
+        let near = "listen: 127.0.0.1:5000\nupstreams: {x.io: {push: true, auth: {username: a, password: b}}}";
+        assert!(!told(near).contains("could push"), "{}", told(near));
     }
 }

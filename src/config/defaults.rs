@@ -69,6 +69,7 @@ impl Default for Upstream {
             deny: Vec::new(),
             prefetch: true,
             segments: 4,
+            push: false,
             realms: Vec::new(),
             private: None,
             connect_timeout: Span::secs(5),

@@ -151,6 +151,10 @@ pub struct Upstream {
     /// How many transfers fetch a large blob in parallel, where one alone is what limits it. `1`
     /// switches that off. Default `4`.
     pub segments: usize,
+    /// Whether pushes to this upstream's names are passed on to it: with the caller's own
+    /// credentials (`auth: passthrough`), else with those of `auth`, by whom `clients.rules` let
+    /// push. Default `false`: pushes are refused.
+    pub push: bool,
     /// Deadline for a connection, TLS included. Default `5s`.
     pub connect_timeout: Span,
     /// Deadline for the first byte of an answer. Default `15s`.

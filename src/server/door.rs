@@ -12,6 +12,7 @@ use crate::config::Act;
 use crate::doors::{Caller, Door};
 use crate::error::{Error, Kind, Result};
 use crate::respond::{self, Answer};
+use crate::rights::Asker;
 use crate::route::{Action, Push, Target};
 use crate::scope::{ASK_BYTES_MAX, Asked};
 use crate::store::Place;
@@ -85,7 +86,10 @@ impl Mirror {
             (&Method::POST, None) => {
                 return Err(Error::new(Kind::BadRequest, "the form is too long or broke off"));
             }
-            _ => return Err(Error::new(Kind::Unsupported, "a token is had by GET or POST")),
+            _ => {
+                let text = "a token is had by GET or POST";
+                return Err(Error::new(Kind::Unsupported, text).allowing("GET, POST"));
+            }
         };
         let mut asked = Asked::read(text, request.method == Method::POST)?;
         let caller = self.doors.asks_for_token(door, &request.knock, &mut asked).await?;
@@ -108,7 +112,13 @@ impl Mirror {
     }
 
     /// Decides whether a request may be answered at all, before anything is looked up.
-    pub(super) fn admit(&self, door: &Door, caller: &Caller, target: &Target) -> Result<&Origin> {
+    pub(super) fn admit(
+        &self,
+        door: &Door,
+        caller: &Caller,
+        target: &Target,
+        act: Act,
+    ) -> Result<&Origin> {
         let served = self.origins.get(&target.upstream).filter(|_| door.serves(&target.upstream));
         let origin = served.ok_or_else(|| {
             Error::new(
@@ -116,15 +126,17 @@ impl Mirror {
                 format!("no upstream is configured for {}", target.upstream),
             )
         })?;
-        self.doors.allow(caller, target, Act::Pull)?;
+        self.doors.allow(caller, target, act)?;
         if origin.allowed.permits(target.repository.as_str()) {
             return Ok(origin);
         }
         Err(Error::new(
             Kind::Denied,
             format!(
-                "{} of {} may not be pulled through this mirror",
-                target.repository, target.upstream
+                "{} of {} is not open to {} through this mirror",
+                target.repository,
+                target.upstream,
+                act.as_str()
             ),
         ))
     }
@@ -134,16 +146,13 @@ impl Origin {
     /// The upstream as it is asked for this caller, once the right to this is proven.
     pub(super) async fn for_caller(
         &self,
-        caller: &Caller,
+        asker: (Asker<'_>, bool),
         place: &Place,
         action: &Action,
     ) -> Result<Arc<Upstream>> {
         match &self.rights {
             None => Ok(Arc::clone(&self.upstream)),
-            Some(rights) => {
-                let asker = caller.asker(&place.upstream);
-                rights.admit(&self.upstream, place, asker, action).await
-            }
+            Some(rights) => rights.admit(&self.upstream, place, asker, action).await,
         }
     }
 }

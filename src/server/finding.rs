@@ -10,7 +10,7 @@ use crate::manifests::Found;
 use crate::name::{Reference, Tag};
 use crate::pages::{self, Referrers};
 use crate::respond::Answer;
-use crate::rights;
+use crate::rights::{self, Asker};
 use crate::route::{Action, Route, Target};
 use crate::store::Place;
 use crate::upstream::Upstream;
@@ -25,7 +25,9 @@ impl Mirror {
         (origin, caller): (&Origin, &Caller),
         place: &Place,
     ) -> Result<Answer> {
-        let upstream = &origin.for_caller(caller, place, &route.action).await?;
+        let asker =
+            (caller.asker(&place.upstream), origin.push && self.doors.pushes(caller, target));
+        let upstream = &origin.for_caller(asker, place, &route.action).await?;
         let head = request.conditions.head;
         Ok(match &route.action {
             Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
@@ -47,7 +49,7 @@ impl Mirror {
                 answer::tags(pages::tags(upstream, target, page, route.namespace.as_deref()).await?)
             }
             Action::Referrers(subject, types, _) => {
-                self.referrers((origin, caller), upstream, place, subject, types).await?
+                self.referrers((origin, asker), upstream, place, subject, types).await?
             }
         })
     }
@@ -66,7 +68,7 @@ impl Mirror {
     /// What is attached to a manifest; from the fallback tag where the upstream lacks the API.
     async fn referrers(
         &self,
-        (origin, caller): (&Origin, &Caller),
+        (origin, asker): (&Origin, (Asker<'_>, bool)),
         upstream: &Arc<Upstream>,
         place: &Place,
         subject: &crate::digest::Digest,
@@ -77,7 +79,7 @@ impl Mirror {
             Referrers::Unsupported => {
                 let tag = Reference::Tag(Tag::of_referrers(subject));
                 // The tag may be held, so here the right to it has to be proven.
-                let found = match origin.for_caller(caller, place, &rights::by_tag(&tag)).await {
+                let found = match origin.for_caller(asker, place, &rights::by_tag(&tag)).await {
                     Ok(upstream) => self.manifest(origin, &upstream, place, &tag, false).await,
                     Err(e) => Err(e),
                 };

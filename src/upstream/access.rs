@@ -28,6 +28,8 @@ pub(super) struct Access {
     tokens: moka::future::Cache<Key, Token>,
     realms: Vec<String>,
     who: Who,
+    /// Whether the caller is about to push.
+    pushes: bool,
 }
 
 /// What was shown with a request.
@@ -63,16 +65,18 @@ impl Access {
     pub(super) fn new(upstream: &Arc<str>, realms: Vec<String>) -> Self {
         let tokens =
             moka::future::Cache::builder().max_capacity(10_000).expire_after(TokenLife).build();
-        Self { upstream: Arc::clone(upstream), tokens, realms, who: None }
+        Self { upstream: Arc::clone(upstream), tokens, realms, who: None, pushes: false }
     }
 
-    /// The same for a caller's own credentials, whose tokens are kept apart.
-    pub(super) fn for_caller(&self, who: [u8; 32]) -> Self {
+    /// The same for a caller's own credentials, whose tokens are kept apart; they are good for pushing
+    /// too where the caller is about to.
+    pub(super) fn for_caller(&self, who: [u8; 32], pushes: bool) -> Self {
         Self {
             upstream: Arc::clone(&self.upstream),
             tokens: self.tokens.clone(),
             realms: self.realms.clone(),
             who: Some(who),
+            pushes,
         }
     }
 
@@ -107,7 +111,7 @@ impl Access {
                 }
             }
             Some(Challenge::Bearer(bearer)) => {
-                let scope = ask.scope(&bearer);
+                let scope = ask.scope(&bearer, self.pushes);
                 let key = ((self.who, account), bearer, scope);
                 let entry = self
                     .tokens

@@ -81,6 +81,11 @@ impl Accounts {
         Ok(Self { upstream, all, reserve, trial })
     }
 
+    /// The account that pushes are made with: one upload must not change hands.
+    pub(super) fn first(&self) -> Option<(usize, &Credentials)> {
+        self.all.first().map(|account| (0, &account.credentials))
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.all.len()

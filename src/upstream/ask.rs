@@ -25,6 +25,20 @@ pub enum Object {
     Referrers,
     /// Whether it lets us in at all.
     Ping,
+    /// A push on its way.
+    Upload,
+}
+
+/// What a token has to be good for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Needs {
+    /// Reading.
+    #[default]
+    Pull,
+    /// Writing, and reading where something is mounted from.
+    Push(Option<Repository>),
+    /// Removing.
+    Delete,
 }
 
 impl Object {
@@ -36,6 +50,7 @@ impl Object {
             Self::Tags => "tags",
             Self::Referrers => "referrers",
             Self::Ping => "ping",
+            Self::Upload => "upload",
         }
     }
 }
@@ -55,6 +70,8 @@ pub struct Ask {
     pub accept: &'static str,
     /// From which byte on, and up to which one where only part is wanted.
     pub range: Option<(u64, Option<u64>)>,
+    /// What its token has to be good for.
+    pub needs: Needs,
 }
 
 impl Ask {
@@ -63,9 +80,21 @@ impl Ask {
             Object::Manifest => ACCEPT_MANIFESTS,
             Object::Referrers => OCI_INDEX,
             Object::Tags | Object::Ping => "application/json",
-            Object::Blob => "*/*",
+            Object::Blob | Object::Upload => "*/*",
         };
-        Self { method, object, repository: repository.clone(), path, accept, range: None }
+        let (repository, needs) = (repository.clone(), Needs::Pull);
+        Self { method, object, repository, path, accept, range: None, needs }
+    }
+
+    /// Something that changes a repository, by its path and query behind `/v2/`.
+    pub fn change(
+        method: Method,
+        object: Object,
+        repository: &Repository,
+        path: String,
+        needs: Needs,
+    ) -> Self {
+        Self { needs, ..Self::new(method, object, repository, path) }
     }
 
     /// A manifest, or with `HEAD` only what it is.
@@ -110,11 +139,22 @@ impl Ask {
         Self::new(Method::GET, Object::Ping, repository, String::new())
     }
 
-    /// The scope of a token that opens this; empty for none.
-    pub(super) fn scope(&self, bearer: &Bearer) -> String {
-        match self.object {
-            Object::Ping => String::new(),
-            _ => bearer.scope_for(self.repository.as_str()),
+    /// The scope of a token that opens this; empty for none. Who is about to push reads with the
+    /// same token, since what does not exist yet is shown to nobody else.
+    pub(super) fn scope(&self, bearer: &Bearer, pushes: bool) -> String {
+        let actions = match &self.needs {
+            _ if self.object == Object::Ping => return String::new(),
+            Needs::Delete => "delete",
+            Needs::Push(_) => "pull,push",
+            Needs::Pull if pushes => "pull,push",
+            Needs::Pull => "pull",
+        };
+        let scope = bearer.scope_for(self.repository.as_str(), actions);
+        match &self.needs {
+            Needs::Push(Some(from)) => {
+                format!("{scope} {}", bearer.scope_for(from.as_str(), "pull"))
+            }
+            _ => scope,
         }
     }
 
@@ -136,6 +176,7 @@ impl Ask {
         match self.object {
             Object::Manifest | Object::Referrers => Kind::ManifestUnknown,
             Object::Blob => Kind::BlobUnknown,
+            Object::Upload => Kind::BlobUploadUnknown,
             Object::Tags | Object::Ping => Kind::NameUnknown,
         }
     }
@@ -151,12 +192,17 @@ impl Ask {
     ) -> Error {
         let what = format!("{} of {}", self.object.as_str(), self.repository);
         let said = said.map(|s| format!(": {s}")).unwrap_or_default();
+        let act = match self.needs {
+            Needs::Pull => "read",
+            Needs::Push(_) => "push",
+            Needs::Delete => "delete",
+        };
         let error = match status.as_u16() {
             404 | 410 => Error::new(self.absent(), format!("{upstream} has no such {what}")),
             401 | 403 => Error::new(
                 Kind::Denied,
                 format!(
-                    "{upstream} does not let this mirror read the {what} (it answered {status}{said}); it does not exist, or the upstream's `auth` needs credentials that may read it"
+                    "{upstream} does not let this mirror {act} the {what} (it answered {status}{said}); it does not exist, or the upstream's `auth` needs credentials that may {act} it"
                 ),
             ),
             429 => Error::new(

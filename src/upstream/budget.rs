@@ -22,7 +22,9 @@ impl From<Object> for Class {
     fn from(object: Object) -> Self {
         match object {
             Object::Manifest => Self::Counted,
-            Object::Blob | Object::Tags | Object::Referrers | Object::Ping => Self::Free,
+            Object::Blob | Object::Tags | Object::Referrers | Object::Ping | Object::Upload => {
+                Self::Free
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One base URL of an upstream, with what was learnt of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use parking_lot::RwLock;
 use url::Url;
@@ -26,6 +26,8 @@ pub(super) struct Endpoint {
     /// Whether that was configured, so that no address changes it.
     fixed: bool,
     pub(super) health: Arc<Health>,
+    /// Whether it has answered a push, so that its challenge, if any, is known.
+    pub(super) has_spoken: AtomicBool,
 }
 
 impl Endpoint {
@@ -44,6 +46,7 @@ impl Endpoint {
             reach: AtomicU8::new(reach as u8),
             fixed: private.is_some(),
             health: Arc::default(),
+            has_spoken: AtomicBool::new(false),
         }
     }
 

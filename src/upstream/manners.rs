@@ -69,7 +69,7 @@ impl Manners {
             // None of them is ever closed.
             let (mut transfer, mut all) = (None, None);
             if let Some(places) = &self.places {
-                if ask.object == Object::Blob {
+                if matches!(ask.object, Object::Blob | Object::Upload) {
                     transfer = Arc::clone(&places.transfers).acquire_owned().await.ok();
                 }
                 all = Arc::clone(&places.all).acquire_owned().await.ok();

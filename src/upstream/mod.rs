@@ -42,6 +42,7 @@ mod gcp;
 mod health;
 mod helper;
 mod manners;
+pub mod push;
 pub mod redirect;
 pub mod token;
 mod wire;
@@ -112,18 +113,25 @@ impl Upstream {
     }
 
     /// The same upstream, asked with a caller's own credentials. What was learnt of its endpoints
-    /// is shared; tokens are kept apart by `who`, the credentials' keyed hash.
+    /// is shared; tokens are kept apart by `who`, the credentials' keyed hash. One who `pushes` gets
+    /// tokens for that.
     ///
     /// # Errors
     /// Never in practice: nothing is set up for a name and a password.
-    pub fn as_caller(&self, username: &str, password: &str, who: [u8; 32]) -> Result<Arc<Self>> {
+    pub fn as_caller(
+        &self,
+        username: &str,
+        password: &str,
+        who: [u8; 32],
+        pushes: bool,
+    ) -> Result<Arc<Self>> {
         let password = config::Password::Inline(password.to_owned());
         let auth = config::Auth::Static { username: username.to_owned(), password };
         Ok(Arc::new(Self {
             name: Arc::clone(&self.name),
             endpoints: Arc::clone(&self.endpoints),
             wire: Arc::clone(&self.wire),
-            access: self.access.for_caller(who),
+            access: self.access.for_caller(who, pushes),
             accounts: Accounts::new(&self.name, &auth, &[], 0)?,
             anonymous: false,
             manners: Arc::clone(&self.manners),
@@ -171,6 +179,11 @@ impl Upstream {
         } else {
             endpoint.health.broke(Instant::now());
         }
+    }
+
+    /// How long a transfer may rest.
+    pub fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
     }
 
     /// Whether little is left of the upstream's limit, so that what nobody waits for is left out.

@@ -62,14 +62,14 @@ impl Challenge {
 }
 
 impl Bearer {
-    /// The scope for pulling `repository`: as challenged, where that is not about some repository
+    /// The scope for `actions` on `repository`: as challenged, where that is not about some repository
     /// (ECR Public wants `aws`), else the specification's.
-    pub fn scope_for(&self, repository: &str) -> String {
+    pub fn scope_for(&self, repository: &str, actions: &str) -> String {
         match &self.scope {
             Some(scope) if !scope.starts_with("repository:") && !scope.starts_with("registry:") => {
                 scope.clone()
             }
-            _ => format!("repository:{repository}:pull"),
+            _ => format!("repository:{repository}:{actions}"),
         }
     }
 
@@ -124,7 +124,7 @@ impl Bearer {
             if let Some(service) = &self.service {
                 query.append_pair("service", service);
             }
-            if !scope.is_empty() {
+            for scope in scope.split(' ').filter(|scope| !scope.is_empty()) {
                 query.append_pair("scope", scope);
             }
             if let Some(account) = account {
@@ -221,13 +221,13 @@ mod tests {
             panic!("no challenge")
         };
         assert_eq!(hub.service.as_deref(), Some("registry.docker.io"));
-        assert_eq!(hub.scope_for("library/debian"), "repository:library/debian:pull");
+        assert_eq!(hub.scope_for("library/debian", "pull"), "repository:library/debian:pull");
         let Some(Challenge::Bearer(ecr)) = read(&[
             r#"Bearer realm="https://public.ecr.aws/token/",service="public.ecr.aws",scope="aws""#,
         ]) else {
             panic!("no challenge")
         };
-        assert_eq!(ecr.scope_for("a/b"), "aws");
+        assert_eq!(ecr.scope_for("a/b", "pull"), "aws");
         assert!(matches!(
             read(&[r#"bearer realm="https://gcr.io/v2/token""#]),
             Some(Challenge::Bearer(_))

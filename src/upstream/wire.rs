@@ -29,6 +29,19 @@ impl Wire {
         deadline: Instant,
     ) -> Result<reqwest::Response> {
         let left = deadline.saturating_duration_since(Instant::now()).min(self.response_timeout);
+        self.deliver(request, url, left).await
+    }
+
+    /// Sends a request whose answer may take as long as `left`, its body included.
+    ///
+    /// # Errors
+    /// As `exchange`.
+    pub(super) async fn deliver(
+        &self,
+        request: reqwest::RequestBuilder,
+        url: &Url,
+        left: Duration,
+    ) -> Result<reqwest::Response> {
         let host = redirect::authority(url);
         let unavailable = |why: &str| {
             let text = format!("{} cannot be reached: {host} {why}", self.upstream);

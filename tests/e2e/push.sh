@@ -164,7 +164,7 @@ push_helm() {
   helm create chart
   helm package chart --version 1.2.3+build
   helm push --plain-http chart-1.2.3+build.tgz "oci://$HOME_HOST/team"
-  rm -f chart-1.2.3+build.tgz.pulled
+  mkdir pulled
   helm pull --plain-http "oci://$HOME_HOST/team/chart" --version 1.2.3+build --destination pulled
   cmp chart-1.2.3+build.tgz pulled/chart-1.2.3+build.tgz
 }

@@ -92,17 +92,28 @@ pub(crate) struct People {
     accounts: Vec<Account>,
     /// Repository and user; nobody's name stands for everybody.
     readers: Vec<(String, String)>,
+    /// The same for who may write there.
+    writers: Vec<(String, String)>,
     /// The status for those who may not: 401 or 404.
     pub(crate) refusal: u16,
 }
 
 impl People {
     pub(crate) fn new(accounts: &[Account]) -> Self {
-        Self { accounts: accounts.to_vec(), readers: Vec::new(), refusal: 401 }
+        Self { accounts: accounts.to_vec(), refusal: 401, ..Self::default() }
     }
 
     pub(crate) fn let_read(&mut self, user: &str, repository: &str) {
         self.readers.push((repository.to_owned(), user.to_owned()));
+    }
+
+    pub(crate) fn let_write(&mut self, user: &str, repository: &str) {
+        self.writers.push((repository.to_owned(), user.to_owned()));
+        self.let_read(user, repository);
+    }
+
+    fn may_write(&self, user: &str, repository: &str) -> bool {
+        self.writers.iter().any(|(name, writer)| name == repository && writer == user)
     }
 
     pub(crate) fn revoke(&mut self, user: &str, repository: &str) {
@@ -173,11 +184,23 @@ impl Auth {
             Self::Open => None,
             Self::People(people) => {
                 let token = given.strip_prefix("Bearer ").unwrap_or_default();
-                let scope = format!("repository:{repository}:pull");
+                let actions = match request.method {
+                    Method::GET | Method::HEAD => "pull",
+                    Method::DELETE => "delete",
+                    _ => "pull,push",
+                };
+                let scope = format!("repository:{repository}:{actions}");
                 let user = tokens.user(token);
-                let open = repository.is_empty() || tokens.opens(token, &scope);
+                let more = format!("repository:{repository}:pull,push");
+                let open = repository.is_empty()
+                    || tokens.opens(token, &scope)
+                    || (actions == "pull" && tokens.opens(token, &more));
+                let may = |user: &str| match actions {
+                    "pull" => people.may_read(user, repository),
+                    _ => people.may_write(user, repository),
+                };
                 match user {
-                    Some(user) if open && people.may_read(&user, repository) => None,
+                    Some(user) if open && may(&user) => None,
                     Some(_) if open => Some(error(people.refusal)),
                     _ => {
                         let host = text(&request.headers, "host");

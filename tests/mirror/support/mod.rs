@@ -10,7 +10,7 @@
 //! - [`cloud`] are the token services of clouds;
 //! - [`mirror`] runs the real binary;
 //! - [`secure`] has certificates, and clients that speak TLS;
-//! - [`push`] pushes to it;
+//! - [`push`] pushes to it; [`pushed`] is a scripted registry that is pushed to, [`raw`] one of bare sockets;
 //! - [`client`] asks it; [`cold`] is where most tests of fills begin.
 
 pub(crate) mod auth;
@@ -23,6 +23,8 @@ pub(crate) mod image;
 pub(crate) mod listener;
 pub(crate) mod mirror;
 pub(crate) mod push;
+pub(crate) mod pushed;
+pub(crate) mod raw;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod reply;

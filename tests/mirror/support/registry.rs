@@ -16,6 +16,7 @@ use super::auth::{Auth, Bearer, Tokens};
 use super::cdn::Cdn;
 use super::fault::{error, status};
 use super::image::{Content, OCI_INDEX};
+use super::pushed::Pushes;
 use super::reply::Reply;
 use super::scripted::posted;
 
@@ -35,6 +36,8 @@ pub(crate) struct Registry {
     pub(crate) blobs_at: Option<(u16, Arc<Cdn>)>,
     /// Manifests too, as at registry.k8s.io.
     pub(crate) manifests_at: Option<(u16, Arc<Cdn>)>,
+    /// Where pushes are taken, and how.
+    pub(crate) pushes: Option<Pushes>,
     /// The answer to several ranges at once: 200 (S3), 400 (GCS), 501 (GHCR).
     pub(crate) many_ranges: u16,
 }
@@ -52,6 +55,7 @@ impl Default for Registry {
             limit: None,
             blobs_at: None,
             manifests_at: None,
+            pushes: None,
             many_ranges: 200,
         }
     }
@@ -98,11 +102,15 @@ impl Registry {
             return self.exchange(request);
         }
         let (name, kind, reference) = parse(path);
+        let name = if kind == "uploads" { name.trim_end_matches("/blobs") } else { name };
         if let Some(refusal) = self.auth.refuse(&self.tokens, request, name) {
             return refusal;
         }
         if path == "/v2/" {
             return Reply::text(200, "application/json", "{}");
+        }
+        if let Some(reply) = self.pushed(request) {
+            return reply;
         }
         if request.method != Method::GET && request.method != Method::HEAD {
             return error(405);
@@ -232,7 +240,7 @@ impl Registry {
     }
 }
 
-const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub(crate) const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 impl Limit {
     pub(crate) fn of(pulls: u32) -> Self {
@@ -266,7 +274,7 @@ fn redirect(code: u16, to: &str) -> Reply {
 }
 
 /// `/v2/<name>/<kind>/<reference>` in its parts.
-fn parse(path: &str) -> (&str, &str, &str) {
+pub(crate) fn parse(path: &str) -> (&str, &str, &str) {
     let path = path.strip_prefix("/v2/").unwrap_or_default();
     let mut parts = path.rsplitn(3, '/');
     let reference = parts.next().unwrap_or_default();

@@ -12,11 +12,11 @@ use super::listener::Listener;
 use super::record::{Exchange, On, Recorder};
 use super::reply::Reply;
 
-/// The body of a POST, for the answering function, among the request's extensions.
+/// The body of what posts or puts something, for the answering function, among the request's extensions.
 #[derive(Clone)]
 pub(crate) struct Posted(pub(crate) Bytes);
 
-/// The body of a POST; empty for other requests.
+/// The body of what posts or puts something; empty for other requests.
 pub(crate) fn posted(request: &Parts) -> Bytes {
     request.extensions.get::<Posted>().map(|body| body.0.clone()).unwrap_or_default()
 }
@@ -39,7 +39,7 @@ impl Scripted {
             let faults = faults.take(&parts.method, parts.uri.path());
             let (answer, notes) = (Arc::clone(&answer), Arc::clone(&notes));
             Box::pin(async move {
-                if parts.method == Method::POST {
+                if [Method::POST, Method::PATCH, Method::PUT].contains(&parts.method) {
                     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
                     notes.update(number, |exchange| exchange.body = body.clone());
                     parts.extensions.insert(Posted(body));

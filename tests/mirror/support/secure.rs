@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::client::conn::{http1, http2};
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
@@ -84,6 +84,13 @@ impl Authority {
     }
 }
 
+/// What was answered.
+pub(crate) struct Told {
+    pub(crate) status: u16,
+    pub(crate) location: String,
+    pub(crate) body: Bytes,
+}
+
 /// A client that speaks TLS.
 #[derive(Clone)]
 pub(crate) struct Client(pub(crate) Arc<ClientConfig>);
@@ -114,6 +121,33 @@ impl Client {
         let request = request(address, path, headers);
         let sent = soon("the head of an answer", sender.send_request(request)).await;
         collect(sent.map_err(|e| e.to_string())?).await
+    }
+
+    /// Any request over a fresh connection, by HTTP/1.
+    pub(crate) async fn send(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: &Bytes,
+    ) -> Result<Told, String> {
+        let stream = self.connect(address, "localhost").await.map_err(|e| e.to_string())?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path);
+        request = request.header("host", address.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request.body(Full::new(body.clone())).map_err(|e| e.to_string())?;
+        let sent = soon("the head of an answer", sender.send_request(request)).await;
+        let response = sent.map_err(|e| e.to_string())?;
+        let location = response.headers().get("location").and_then(|at| at.to_str().ok());
+        let location = location.unwrap_or_default().to_owned();
+        let (status, body) = collect(response).await?;
+        Ok(Told { status, location, body })
     }
 
     /// GET over a fresh connection, by HTTP/2.
