@@ -249,7 +249,7 @@ def dashboard():
              "titleFormat": "started", "textFormat": "{{instance}}"},
         ]},
         "links": [{"title": "Runbooks", "type": "link", "icon": "doc", "targetBlank": True,
-                   "url": "https://github.com/pierhead/pierhead/tree/main/docs/runbooks"}],
+                   "url": "https://github.com/pierhead/pierhead/tree/main/docs/src/runbooks"}],
         "panels": panels,
     }
 

@@ -35,7 +35,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CHART = ROOT / "charts/pierhead"
 GOLDEN = HERE / "golden"
-RUNBOOKS = ROOT / "docs/runbooks"
+RUNBOOKS = ROOT / "docs/src/runbooks"
 TOOLS = ROOT / "target/chart-tools/bin"
 
 # What the program does not have yet. Such checks are skipped and counted as such; a line whose time has come is told.
@@ -518,7 +518,7 @@ def alerts_have_pages_and_tests():
     for rule in alerts():
         name, page = rule["alert"], (RUNBOOKS / f"{rule['alert']}.md").read_text()
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}, f"{name}: annotations"
-        assert rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{name}.md"), f"{name}: runbook_url"
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/src/runbooks/{name}.md"), f"{name}: runbook_url"
         assert f"Severity: {rule['labels']['severity']}." in page, f"{name}: the page names another severity"
         assert f"[{name}]({name}.md) | {rule['labels']['severity']} |" in index, f"{name}: not so in the index"
         assert f'alertname="{name}"' in tests, f"{name}: no test makes it fire"
