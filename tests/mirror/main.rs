@@ -23,6 +23,7 @@ mod broken;
 mod clients;
 mod crash;
 mod crowds;
+mod docs;
 mod fills;
 mod full_disk;
 mod hosted_crash;
