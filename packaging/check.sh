@@ -1,24 +1,35 @@
 #!/usr/bin/env bash
 # Checks what is packaged: unit files, image, Dockerfile, Debian package, and their configurations.
 #
-#   packaging/check.sh               needs root, a built program, and Debian's packages systemd, buildah, binutils,
+#   packaging/check.sh               needs root, a built program, and Debian's packages systemd, buildah, podman, runc, binutils,
 #                                    busybox-static, ca-certificates, man-db and jq; the Debian package is built where cargo-deb is
 #   packaging/check.sh --install     also installs that package on this machine, runs it, and removes it; for CI
 #
-# $PIERHEAD names the program, or else target/release/pierhead. The last line says 'N passed, N failed'.
+# $PIERHEAD names the program, or else target/release/pierhead. $IMAGE_PROGRAM names the one for the image, as
+#
+#   cargo build --release --locked --target x86_64-unknown-linux-musl
+#
+# makes it (Debian's musl-tools); without it the image gets $PIERHEAD and its libraries. The last line says 'N passed, N failed'.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(dirname "$here")
 pierhead=${PIERHEAD:-$top/target/release/pierhead}
 [ -x "$pierhead" ] || { echo "there is no program at $pierhead: run 'cargo build --release' first" >&2; exit 2; }
 
+in_image=${IMAGE_PROGRAM:-$pierhead}
+[ -x "$in_image" ] || { echo "there is no program at $in_image: see the head of this file" >&2; exit 2; }
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/pierhead-packaging.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
 
-# check NAME FUNCTION: the function runs in a shell of its own, where the first failing command ends it.
+# check NAME FUNCTION: the function runs in a shell of its own, where the first failing command ends it. Not as the
+# condition of an `if`, in which errexit counts for nothing.
 check() {
-  if (set -euo pipefail; "$2") >"$work/out" 2>&1 </dev/null; then
+  local code
+  (set -euo pipefail; "$2") >"$work/out" 2>&1 </dev/null
+  code=$?
+  if [ "$code" = 0 ]; then
     passed=$((passed + 1)); echo "  ok    $1"
   else
     failed=$((failed + 1)); echo "  FAIL  $1"; sed 's/^/        /' "$work/out"
@@ -81,10 +92,19 @@ storage() {
   export CONTAINERS_STORAGE_CONF=$work/storage.conf STORAGE_DRIVER=vfs
 }
 
+# What CI builds for the image needs no library.
+static() {
+  local found
+  found=$(readelf --dynamic --program-headers "$IMAGE_PROGRAM" | grep -E 'NEEDED|INTERP' || true)
+  echo "$found"
+  [ -z "$found" ]
+}
+
 rootfs() {
-  "$here/rootfs.sh" "$pierhead" "$work/rootfs"
+  "$here/rootfs.sh" "$in_image" "$work/rootfs"
   # What is in it: this, and for a binary that is not static its libraries.
-  (cd "$work/rootfs" && find . -type f | sort | grep -v -e '^./lib' -e nsswitch.conf) >"$work/files"
+  (cd "$work/rootfs" && find . -type f | sort) >"$work/files"
+  [ -n "${IMAGE_PROGRAM:-}" ] || sed -i -e '/^.\/lib/d' -e '/nsswitch.conf/d' "$work/files"
   diff - "$work/files" <<'LIST'
 ./etc/group
 ./etc/passwd
@@ -99,7 +119,7 @@ LIST
 
 image() {
   storage
-  "$here/image.sh" --binary "$pierhead" --tag localhost/pierhead:check
+  "$here/image.sh" --binary "$in_image" --tag localhost/pierhead:check
   buildah inspect --type image localhost/pierhead:check | jq --exit-status '.Docker.config |
     .User == "65532:65532" and .Entrypoint == ["/usr/bin/pierhead"] and .Cmd == ["serve"] and
     .Healthcheck.Test == ["CMD", "/usr/bin/pierhead", "health"] and
@@ -109,12 +129,41 @@ image() {
 # The same program and the same date make the same layer. (Docker's format has a random number in its settings.)
 image_again() {
   storage
-  "$here/image.sh" --binary "$pierhead" --tag localhost/pierhead:again
+  "$here/image.sh" --binary "$in_image" --tag localhost/pierhead:again
   for tag in check again; do buildah inspect --type image "localhost/pierhead:$tag" | jq .Docker.rootfs >"$work/$tag.json"; done
   diff "$work/check.json" "$work/again.json"
 }
 
-health_check() { "$pierhead" health --help >/dev/null; }
+# podman beside buildah's store, without a network, events or systemd.
+in_podman() {
+  podman --root "$work/store" --runroot "$work/run" --tmpdir "$work/podman" --storage-driver vfs \
+    --cgroup-manager cgroupfs --runtime runc --events-backend none "$@"
+}
+
+# As its own user, with a root that is read-only, no capabilities and no network; asked by its own health check; told to stop.
+# The limits: podman would raise them, which a build machine may refuse even to root.
+image_runs() {
+  storage
+  in_podman run --detach --name checked --read-only --read-only-tmpfs=false --cap-drop ALL \
+    --security-opt no-new-privileges --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 localhost/pierhead:check
+  local tries=0
+  until in_podman exec checked /usr/bin/pierhead health; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 100 ] || { in_podman logs checked; return 1; }
+    sleep 0.2
+  done
+  in_podman healthcheck run checked
+  in_podman exec checked /usr/bin/pierhead status --json | jq --exit-status '.cache.writable == true'
+  local process
+  process=$(in_podman inspect --format '{{.State.Pid}}' checked)
+  grep -q '^Uid:[[:space:]]65532[[:space:]]65532' "/proc/$process/status"
+  grep -q '^CapEff:[[:space:]]0*$' "/proc/$process/status"
+  grep -q '^NoNewPrivs:[[:space:]]1' "/proc/$process/status"
+  grep -E '^[^ ]+ [^ ]+ [^ ]+ [^ ]+ / ro' "/proc/$process/mountinfo"
+  in_podman stop --time 30 checked
+  [ "$(in_podman inspect --format '{{.State.ExitCode}}' checked)" = 0 ]
+  in_podman rm --volumes checked
+}
 
 # The Dockerfile from its first line to its last, with a stand-in for the image with Rust: a shell, and a cargo that hands over
 # the program that is already built. That it compiles for musl is for whoever can pull that image.
@@ -124,7 +173,7 @@ dockerfile() {
   mkdir -p "$stand_in"/{bin,prebuilt,tmp,etc/ssl/certs}
   cp "$(command -v busybox)" "$stand_in/bin/busybox"
   for applet in sh cp mkdir chmod chown dirname grep readlink; do ln -s busybox "$stand_in/bin/$applet"; done
-  cp "$pierhead" "$stand_in/prebuilt/pierhead"
+  cp "$in_image" "$stand_in/prebuilt/pierhead"
   cp -L /etc/ssl/certs/ca-certificates.crt "$stand_in/etc/ssl/certs/"
   cat >"$stand_in/bin/cargo" <<'CARGO'
 #!/bin/sh
@@ -151,23 +200,18 @@ CARGO
   container=$(buildah from localhost/pierhead:dockerfile)
   folder=$(buildah mount "$container")
   find "$folder" -type f | sort
-  cmp "$pierhead" "$folder/usr/bin/pierhead"
+  cmp "$in_image" "$folder/usr/bin/pierhead"
   [ "$(stat -c %u:%g:%a "$folder/var/lib/pierhead")" = 65532:65532:750 ]
 }
 
 # --- the Debian package ---------------------------------------------------------------------------------------------------
 
-# In a copy of what it takes, so that it works before Cargo.toml has the block, and never rebuilds anything.
+# In a copy of what it takes, so that nothing is rebuilt and no trace is left.
 deb() {
   local tree=$work/tree
   mkdir -p "$tree/target/release"
-  cp -r "$top"/{Cargo.lock,LICENSE,config,charts,packaging,src,third_party} "$tree/"
+  cp -r "$top"/{Cargo.toml,Cargo.lock,LICENSE,config,charts,packaging,src,third_party} "$tree/"
   [ ! -d "$top/benches" ] || cp -r "$top/benches" "$tree/"
-  if grep -q '^\[package.metadata.deb\]' "$top/Cargo.toml"; then
-    cp "$top/Cargo.toml" "$tree/"
-  else
-    cat "$top/Cargo.toml" "$here/deb.toml" >"$tree/Cargo.toml"
-  fi
   cp "$pierhead" "$tree/target/release/pierhead"
   "$here/assist.sh" "$pierhead" "$tree/target/assist"
   (cd "$tree" && cargo deb --no-build --strip --offline --output "$work/pierhead.deb")
@@ -212,14 +256,11 @@ check "manual page and completions" assist
 check "systemd-analyze verify" units
 check "systemd-analyze security" unit_exposure
 check "the unit's command lines" unit_commands
+if [ -n "${IMAGE_PROGRAM:-}" ]; then check "the program for the image is static" static; fi
 check "the image's file system" rootfs
 check "the image" image
 check "the image is reproducible" image_again
-if "$pierhead" health --help >/dev/null 2>&1; then
-  check "the image's health check" health_check
-else
-  skip "the image's health check: the program has no command health yet"
-fi
+check "the image runs as nobody, on a read-only root, and is asked by its health check" image_runs
 check "the Dockerfile" dockerfile
 if cargo deb --version >/dev/null 2>&1; then
   check "the Debian package" deb
