@@ -113,6 +113,7 @@ async fn killed_in_the_middle_of_a_fill_it_starts_again_with_nothing_wrong() {
     let blob = upstream.blob("team/app", 9, 8 * MIB);
     let mut mirror = before(&upstream).start().await;
     mirror.pull("team/app", "v1", &image).await;
+    mirror.until_kept(4).await;
     for round in 1..4 {
         let gate = Gate::closed();
         upstream.behave();
