@@ -5,8 +5,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::support::image;
-use crate::support::mirror::{NAME, Setup, before};
+use crate::support::image::{self, Image};
+use crate::support::mirror::{Mirror, NAME, Setup, before};
 use crate::support::registry::Limit;
 use crate::support::upstream::Upstream;
 
@@ -80,24 +80,34 @@ fn carry(from: &Path, to: &Path) {
     }
 }
 
-/// As the page on air gaps has it: the folder is filled where there is a line, and served where there is none.
-#[tokio::test]
-async fn a_carried_cache_is_served_without_a_line() {
+/// A cache that was filled with this image as `v1` where there is a line, and its mirror stopped.
+async fn filled(image: &Image) -> Mirror {
     let upstream = Upstream::start().await;
-    let image = image::oci(1).build();
-    upstream.push("team/app", "v1", &image);
+    upstream.push("team/app", "v1", image);
     let mut outside = before(&upstream).start().await;
-    outside.pull("team/app", "v1", &image).await;
+    outside.pull("team/app", "v1", image).await;
     outside.until_kept(1 + image.blobs().count()).await;
     assert!(outside.stop().await.success());
+    outside
+}
 
+/// As the page on air gaps has it: the folder is filled where there is a line and served where there is none, and a
+/// second delivery goes on top of the first.
+#[tokio::test]
+async fn a_carried_cache_is_served_without_a_line() {
+    let (first, second) = (image::oci(1).build(), image::oci(2).build());
     let inside = Setup::new()
-        .endpoints(NAME, &[&upstream.url()])
+        .endpoints(NAME, &["http://127.0.0.1:9"])
         .with("tag_ttl: 3650d\nconnect_timeout: 1s");
-    carry(&outside.cache(), &inside.cache_folder());
-    drop(upstream);
-    let inside = inside.start().await;
-    let words = inside.pull("team/app", "v1", &image).await;
+    carry(&filled(&first).await.cache(), &inside.cache_folder());
+    let mut inside = inside.start().await;
+    let words = inside.pull("team/app", "v1", &first).await;
     assert!(words.iter().all(|word| word == "pierhead; hit"), "{words:?}");
     inside.get("/v2/team/app/manifests/v2").answer().await.assert_error(503, "UNAVAILABLE");
+
+    assert!(inside.stop().await.success());
+    carry(&filled(&second).await.cache(), &inside.cache());
+    inside.start().await;
+    let words = inside.pull("team/app", "v1", &second).await;
+    assert!(words.iter().all(|word| word == "pierhead; hit"), "{words:?}");
 }
