@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::Task;
 use super::front::{self, Front, Sink};
-use super::shares::{LOOK_EVERY, Pace, Shares};
+use super::shares::{LOOK_EVERY, Look, Pace, Shares};
 use crate::error::{Error, Kind, Result};
 use crate::store::Link;
 use crate::upstream::ask::{self, Ask};
@@ -102,8 +102,8 @@ impl<'a> Transfers<'a> {
                         (true, true) => all.push(Box::pin(async { (true, self.take_parts().await) })),
                     }
                 }
-                _ = looks.tick(), if may_help => {
-                    if self.wants_more(&mut pace, all.len())
+                due = looks.tick(), if may_help => {
+                    if self.wants_more(&mut pace, due.elapsed(), all.len())
                         && let Some(turns) = self.turns()
                         && self.divide()
                     {
@@ -115,11 +115,11 @@ impl<'a> Transfers<'a> {
     }
 
     /// Whether one more transfer would help, by what is seen and what the upstream lets us.
-    fn wants_more(&self, pace: &mut Pace, running: usize) -> bool {
+    fn wants_more(&self, pace: &mut Pace, late: Duration, running: usize) -> bool {
         let received = self.received.load(Ordering::Relaxed);
         let size = self.task.fill.progress.borrow().size;
         let left = size.map(|size| size.saturating_sub(self.known + received));
-        let more = pace.wants_more(Instant::now(), received, left, running);
+        let more = pace.wants_more(Instant::now(), Look { late, received, left, running });
         let upstream = &self.task.fill.upstream;
         more && running < upstream.segments() && !upstream.is_low() && !self.sink.is_full()
     }

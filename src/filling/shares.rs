@@ -9,11 +9,14 @@ const PART_BYTES: Range<u64> = 8 << 20..32 << 20;
 
 /// What must be left for a blob to be divided: the connection that the first transfer leaves has
 /// some bytes under way that nobody reads.
-const LEFT_BYTES_MIN: u64 = 32 << 20;
+const LEFT_BYTES_MIN: u64 = 64 << 20;
 
 /// Bytes a second from which on the connection is not what limits a transfer, or no other would
 /// help it: half of what a common network card does.
 const FAST: f64 = 64e6;
+
+/// How late a look may be: a machine without time to spare is what limits a transfer then.
+const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// How often the pace is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -113,28 +116,39 @@ pub(super) struct Pace {
     looks: u32,
 }
 
+/// What is seen at a look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// How long after its time it comes.
+    pub(super) late: Duration,
+    /// Bytes received by now.
+    pub(super) received: u64,
+    /// Bytes still to come; `None` where the size is not known.
+    pub(super) left: Option<u64>,
+    /// Transfers under way.
+    pub(super) running: usize,
+}
+
 impl Pace {
     /// From now on.
     pub(super) fn new(now: Instant) -> Self {
         Self { looked: now, bytes: 0, before: 0.0, looks: 0 }
     }
 
-    /// Whether one more transfer beside `running` would help: the rest takes long, and the last
-    /// one that was added has brought something. `left` is `None` where the size is not known.
-    pub(super) fn wants_more(
-        &mut self,
-        now: Instant,
-        received: u64,
-        left: Option<u64>,
-        running: usize,
-    ) -> bool {
+    /// Whether one more transfer would help: the rest takes long, and the last one that was added has
+    /// brought something.
+    pub(super) fn wants_more(&mut self, now: Instant, look: Look) -> bool {
+        let Look { received, running, .. } = look;
         let seconds = now.duration_since(self.looked).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "it is a guess")]
         let (rate, left) =
-            ((received - self.bytes) as f64 / seconds.max(0.001), left.unwrap_or(0) as f64);
+            ((received - self.bytes) as f64 / seconds.max(0.001), look.left.unwrap_or(0) as f64);
         (self.looked, self.bytes) = (now, received);
         self.looks += 1;
         let fast = running == 1 && rate > FAST;
+        if look.late > LATE_MAX {
+            self.looks = 0; // what was seen says nothing of the line
+        }
         if self.looks < 2 || rate <= 0.0 || fast || left / rate < WORTH.as_secs_f64() {
             return false;
         }
@@ -158,7 +172,7 @@ mod tests {
     #[test]
     fn the_parts_are_what_is_left_in_order() {
         let mut shares = Shares::default();
-        assert!(!shares.propose(0, 31 * MIB, 4), "too little");
+        assert!(!shares.propose(0, 63 * MIB, 4), "too little");
         assert!(shares.propose(10 * MIB, 410 * MIB, 4));
         assert!(!shares.propose(50 * MIB, 410 * MIB, 4), "once");
         assert!(!shares.are_left(), "not yet");
@@ -177,7 +191,7 @@ mod tests {
     #[test]
     fn what_a_transfer_leaves_is_the_next_to_be_taken() {
         let mut shares = Shares::default();
-        assert!(shares.propose(0, 64 * MIB, 4) && shares.settle(0).is_some());
+        assert!(shares.propose(0, 96 * MIB, 4) && shares.settle(0).is_some());
         let part = shares.take().unwrap();
         shares.give_back(part.start + 5..part.end);
         shares.give_back(part.end..part.end);
@@ -188,13 +202,13 @@ mod tests {
     #[test]
     fn without_a_part_in_time_it_stays_whole() {
         let mut shares = Shares::default();
-        assert!(shares.propose(0, 64 * MIB, 4));
+        assert!(shares.propose(0, 96 * MIB, 4));
         let part = shares.take().unwrap();
         assert_eq!(shares.settle(part.start), None, "the first transfer is there already");
         shares.give_back(part);
         shares.withdraw();
         assert!(!shares.are_left() && shares.take().is_none());
-        assert!(!shares.propose(0, 64 * MIB, 4));
+        assert!(!shares.propose(0, 96 * MIB, 4));
     }
 
     #[test]
@@ -205,7 +219,8 @@ mod tests {
         let mut look = |mib: u64, running: usize, left: u64| {
             now += LOOK_EVERY;
             received += mib * MIB;
-            pace.wants_more(now, received, Some(left * MIB), running)
+            let left = Some(left * MIB);
+            pace.wants_more(now, Look { late: Duration::ZERO, received, left, running })
         };
         assert!(!look(5, 1, 400), "the first look sees it begin");
         assert!(look(5, 1, 395));
@@ -214,8 +229,10 @@ mod tests {
         assert!(!look(15, 3, 90), "the rest is there within two seconds");
         assert!(look(15, 3, 300));
         let mut pace = Pace::new(now);
-        assert!(!pace.wants_more(now + LOOK_EVERY, 0, Some(1 << 40), 1));
-        assert!(!pace.wants_more(now + 2 * LOOK_EVERY, 20 * MIB, Some(1 << 40), 1), "fast enough");
+        let fast =
+            |received| Look { late: Duration::ZERO, received, left: Some(1 << 40), running: 1 };
+        assert!(!pace.wants_more(now + LOOK_EVERY, fast(0)));
+        assert!(!pace.wants_more(now + 2 * LOOK_EVERY, fast(20 * MIB)), "fast enough");
     }
 
     #[test]
@@ -224,7 +241,23 @@ mod tests {
         let mut pace = Pace::new(now);
         for (received, left) in [(100, None), (200, None), (200, Some(1 << 40))] {
             now += LOOK_EVERY;
-            assert!(!pace.wants_more(now, received, left, 1));
+            let look = Look { late: Duration::ZERO, received, left, running: 1 };
+            assert!(!pace.wants_more(now, look));
+        }
+    }
+
+    #[test]
+    fn a_machine_without_time_to_spare_is_not_given_more_to_do() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        for (n, (late, more)) in
+            [(0, false), (30, false), (0, false), (0, true)].into_iter().enumerate()
+        {
+            now += LOOK_EVERY;
+            let late = Duration::from_millis(late);
+            let received = (n as u64 + 1) * MIB;
+            let look = Look { late, received, left: Some(400 * MIB), running: 1 };
+            assert_eq!(pace.wants_more(now, look), more, "look {n}");
         }
     }
 }

@@ -7,9 +7,9 @@ use crate::support::fault::Fault;
 use crate::support::record::On;
 
 const MIB: usize = 1024 * 1024;
-const SIZE: usize = 64 * MIB;
+const SIZE: usize = 88 * MIB;
 
-/// A connection's pace: the whole blob would take five seconds over one.
+/// A connection's pace: the whole blob would take seven seconds over one.
 const SLOW: Fault = Fault::Throttle(12 * MIB as u64);
 
 async fn slow() -> Cold {
