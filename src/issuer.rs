@@ -83,6 +83,11 @@ impl Issuer {
         Ok(Self { settings: settings.clone(), keys, seen })
     }
 
+    /// A service with these keys and no file, for those who try what it believes.
+    pub(crate) fn of(settings: Jwt, keys: Vec<Named>) -> Self {
+        Self { settings, keys: ArcSwap::from_pointee(keys), seen: Mutex::new(None) }
+    }
+
     /// Reads the keys again where the file has changed, or in any case with `force`. Blocks.
     ///
     /// # Errors
@@ -175,7 +180,7 @@ mod tests {
             issuer: "https://issuer.test".into(),
             audience: "mirror".into(),
         };
-        Issuer { settings, keys: ArcSwap::from_pointee(keys), seen: Mutex::new(None) }
+        Issuer::of(settings, keys)
     }
 
     fn body(header: &str, change: impl Fn(&mut serde_json::Value)) -> String {

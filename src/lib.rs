@@ -141,3 +141,7 @@ pub mod demo;
 pub mod order;
 
 pub mod cli;
+
+// Called by fuzzers alone.
+#[doc(hidden)]
+pub mod fuzz;
