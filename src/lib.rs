@@ -102,6 +102,8 @@ pub mod uploads;
 
 pub mod people;
 
+pub mod steward;
+
 pub mod issuer;
 
 pub mod rights;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use units::{Free, Size, Span};
 
+pub mod admin;
 mod auth;
 mod check;
 mod check_auth;
@@ -35,6 +36,7 @@ pub mod tls;
 mod tree;
 pub mod units;
 
+pub use admin::AdminListen;
 pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
 pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
@@ -52,9 +54,8 @@ pub struct Config {
     #[schemars(schema_with = "read::one_or_many_schema")]
     pub listen: Vec<Listen>,
     /// Metrics, health and the admin API; never on the pull port. Default `127.0.0.1:5001`.
-    #[serde(deserialize_with = "read::socket")]
-    #[schemars(with = "String")]
-    pub admin: SocketAddr,
+    #[schemars(schema_with = "admin::schema")]
+    pub admin: AdminListen,
     /// Where content is kept, and how much of it.
     pub cache: Cache,
     /// The upstream for requests that name no registry. Default: `docker.io`, where that is one.

@@ -16,6 +16,7 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod admin;
 mod advisories;
 mod attacks;
 mod bounds;
