@@ -19,6 +19,11 @@ impl Checker<'_> {
             if let Some(tls) = &listen.tls {
                 self.listener(&index, tls);
             }
+            if listen.anonymous && listen.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+                let text = "an address that asks nobody who he is has no use for certificates of \
+                            clients; remove `anonymous` or `client_ca`";
+                self.fault(&[path(["listen", &index, "anonymous"])], text);
+            }
             for (nth, name) in listen.serves.iter().enumerate() {
                 if config.upstreams.contains_key(name) || name == "hosted" {
                     continue;

@@ -38,7 +38,7 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000));
-        Self { address, tls: None, serves: Vec::new(), url: None }
+        Self { address, tls: None, serves: Vec::new(), anonymous: false, url: None }
     }
 }
 

@@ -89,6 +89,11 @@ pub struct Listen {
     /// The upstreams that are reached here, and `hosted`. Empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub serves: Vec<String>,
+    /// Whether nobody is asked who he is here: no challenge, and no login is looked at. What the rules
+    /// let `anonymous` do is done, and what upstreams show to everyone is shown; the rest is denied.
+    /// For Docker's `registry-mirrors`, which sends no login. Default `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
     /// The base URL that clients know this address by, for the token service. Default: as the
     /// request says.
     #[serde(serialize_with = "read::write_optional", skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::begun::Beginner;
 use crate::config;
+use crate::error::{Error, Kind};
 use crate::pass::{Access, By, Login};
 use crate::rights::Asker;
 use crate::rules::Actor;
@@ -18,6 +19,7 @@ use crate::rules::Actor;
 pub struct Door {
     serves: HashSet<String>,
     tls: bool,
+    anonymous: bool,
     url: Option<String>,
 }
 
@@ -91,6 +93,7 @@ impl Door {
         Self {
             serves: listen.serves.iter().cloned().collect(),
             tls: listen.tls.is_some(),
+            anonymous: listen.anonymous,
             url: listen.url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_owned()),
         }
     }
@@ -98,6 +101,20 @@ impl Door {
     /// Whether an upstream is reached through this address.
     pub fn serves(&self, upstream: &str) -> bool {
         self.serves.is_empty() || self.serves.contains(upstream)
+    }
+
+    /// Whether nobody is asked who he is.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
+    /// What is said here instead of a challenge: to log in is for another address.
+    pub fn without_challenge(&self, error: Error) -> Error {
+        if !self.anonymous || error.kind() != Kind::Unauthorized {
+            return error;
+        }
+        let text = "this is not for everybody, and nobody logs in at this address; use the one that asks for a login";
+        Error::new(Kind::Denied, text).because(error)
     }
 
     /// The base URL by which a client knows this address. A `Host` that is none is not repeated.

@@ -41,6 +41,7 @@ impl Mirror {
         match outcome {
             Ok(answer) => answer,
             Err(error) => {
+                let error = door.without_challenge(error);
                 super::log_failure(request, &error);
                 let mut answer = answer::error(&error, &request.user_agent, &request.method);
                 if error.kind() == Kind::Unauthorized {

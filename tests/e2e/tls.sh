@@ -26,6 +26,8 @@ tls_main() {
   upstreams_start
   skop_up copy --all --preserve-digests --src-tls-verify=false --dest-tls-verify=false \
     "docker://127.0.0.1:$HUB_PORT/$IMAGE:$TAG" "docker://127.0.0.1:$HUB_PORT/$PRIVATE:$TAG" >/dev/null
+  skop_up copy --all --preserve-digests --src-tls-verify=false --dest-tls-verify=false \
+    "docker://127.0.0.1:$HUB_PORT/$IMAGE:$TAG" "docker://127.0.0.1:$HUB_PORT/open/pierbox:$TAG" >/dev/null
   own_users
   passed_basic
   passed_token
@@ -101,6 +103,7 @@ tls_mirror() {
   cat >"$MIRROR_CONFIG" <<YAML
 listen:
   - {address: "127.0.0.1:$TLS_PORT", tls: {cert: $WORK/tls/mirror.crt, key: $WORK/tls/mirror.key}}
+  - {address: "127.0.0.1:$OPEN_PORT", anonymous: true}
 admin: 127.0.0.1:$ADMIN_PORT
 cache: {path: $(mktemp -d "$WORK/cache.XXXXXX")}
 default_upstream: $HUB
@@ -135,8 +138,10 @@ clients:
   rules:
     - {users: [ci], actions: [pull], repositories: ["$HUB/library/*"]}
     - {users: [eve], actions: [pull], repositories: ["$HUB/other/*"]}
+    - {users: [anonymous], actions: [pull], repositories: ["$HUB/open/*"]}
 YAML
   curl_checks
+  check "tls: docker, by registry-mirrors and without a login, from the address that asks for none" docker_by_mirror
   docker_checks ci "$CI_PASSWORD" "$IMAGE"
   check "tls: docker, a user without the right is denied" docker_denied eve "$EVE_PASSWORD"
   containerd_checks ci "$CI_PASSWORD" "$IMAGE"
@@ -196,7 +201,8 @@ tls_dockerd_start() {
 {
   "bridge": "none", "iptables": false, "ip6tables": false,
   "data-root": "$WORK/docker-tls", "exec-root": "$RUN/docker-tls", "pidfile": "$RUN/dockerd-tls.pid",
-  "hosts": ["unix://$RUN/docker-tls.sock"]
+  "hosts": ["unix://$RUN/docker-tls.sock"],
+  "registry-mirrors": ["http://127.0.0.1:$OPEN_PORT"]
 }
 JSON
   start dockerd unshare --mount sh -c 'mount --bind "$1" /etc/docker && exec dockerd --config-file "$2"' \
@@ -236,6 +242,18 @@ docker_denied() {
   docker_login "$1" "$2"
   refused "$DENIED_SAID" tls_dock pull --quiet "$AT/$IMAGE:$TAG"
   tls_dock logout "$AT"
+}
+
+# Not logged in anywhere: what is open comes, what is not is refused and is not to be had elsewhere.
+docker_by_mirror() {
+  local greeting
+  running dockerd || tls_dockerd_start
+  tls_dock pull --quiet "open/pierbox:$TAG"
+  greeting=$(tls_dock run --rm --network none "open/pierbox:$TAG")
+  expect_equal greeting "$greeting" "$HUB_GREETING"
+  expect_equal "what is not open" "$(status_of "http://127.0.0.1:$OPEN_PORT/v2/$IMAGE/manifests/$TAG")" 403
+  refused . tls_dock pull --quiet "${IMAGE#library/}:$TAG"
+  tls_dock images --all --quiet | sort -u | xargs --no-run-if-empty docker --host "unix://$RUN/docker-tls.sock" rmi --force
 }
 
 # ---- containerd ------------------------------------------------------------------------------------------

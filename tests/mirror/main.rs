@@ -34,6 +34,7 @@ mod hosted_push;
 mod hosted_rules;
 mod life;
 mod limits;
+mod listeners;
 mod logins;
 mod malformed;
 mod manifests;
