@@ -145,7 +145,7 @@ impl Doors {
         }
         match Self::shown(knock)? {
             Some(Shown::Password(login)) => self.by_password(door, knock, login).await,
-            Some(Shown::Token(token)) => self.by_token(token),
+            Some(Shown::Token(token)) => self.by_token(token).await,
             None => Ok(Self::by_certificate(knock)),
         }
     }
@@ -202,13 +202,13 @@ impl Doors {
         Ok(Caller { login: Some(login), shown: true, ..Self::by_certificate(knock) })
     }
 
-    fn by_token(&self, token: &str) -> Result<Caller> {
+    async fn by_token(&self, token: &str) -> Result<Caller> {
         let now = now();
         let claims = match (self.keys.read(token, now), &self.issuer) {
             (Ok(claims), _) => claims,
             (Err(error), None) => return Err(error),
             (Err(_), Some(issuer)) => {
-                let said = issuer.read(token, now)?;
+                let said = issuer.believe(token, now).await?;
                 let (actor, access) = (said.actor, said.access);
                 return Ok(Caller {
                     actor,
@@ -311,7 +311,7 @@ impl Doors {
                 }
                 Caller::known(Some(user.as_str().into()), By::Htpasswd)
             }
-            (_, Some(Shown::Token(token))) => self.by_token(token)?,
+            (_, Some(Shown::Token(token))) => self.by_token(token).await?,
             _ => return Err(nobody()),
         };
         // Tokens of ours are for repositories.

@@ -382,6 +382,9 @@ fn issuer(pair: &Ed25519KeyPair) -> Issuer {
         jwks: "/nowhere".into(),
         issuer: "https://issuer.test".to_owned(),
         audience: "mirror".to_owned(),
+        ca: None,
+        private: false,
+        fetch_after: Span::secs(30),
     };
     let key = Key::Ed25519(pair.public_key().as_ref().to_vec());
     Issuer::of(settings, vec![Named { id: Some("k".to_owned()), key }])

@@ -90,6 +90,9 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
             admin_stopped,
         )?,
     ];
+    if let Some(issuer) = mirror.doors.issuer().cloned() {
+        services.push(tokio::spawn(async move { issuer.tend().await }));
+    }
     for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
         let tls = certificates.as_ref().map(transport::acceptor).transpose();
         let gate = Gate {

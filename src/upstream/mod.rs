@@ -41,6 +41,7 @@ mod endpoint;
 mod gcp;
 mod health;
 mod helper;
+pub mod keys;
 mod manners;
 pub mod redirect;
 pub mod token;

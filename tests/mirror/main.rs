@@ -32,6 +32,7 @@ mod hosted_gc;
 mod hosted_manifests;
 mod hosted_push;
 mod hosted_rules;
+mod keys;
 mod life;
 mod limits;
 mod listeners;
