@@ -11,7 +11,7 @@ use http::{HeaderMap, Method};
 use crate::cache::Cache;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind, Result};
-use crate::flight::Flights;
+use crate::flight::{Flights, Who};
 use crate::freshness::{self, Freshness};
 use crate::limits::{ABSENT_ATTACHED_FOR, ABSENT_FOR, MANIFEST_BYTES_MAX};
 use crate::media::{self, Manifest};
@@ -69,13 +69,16 @@ impl Terms {
     }
 }
 
+/// What somebody wants: that it is not there may be said to him alone.
+type Wanted = (Who, Place, Reference);
+
 /// How long absences are believed.
 struct Absence;
 
-impl moka::Expiry<(Place, Reference), Error> for Absence {
+impl moka::Expiry<Wanted, Error> for Absence {
     fn expire_after_create(
         &self,
-        (_, reference): &(Place, Reference),
+        (_, _, reference): &Wanted,
         _: &Error,
         _: std::time::Instant,
     ) -> Option<Duration> {
@@ -91,9 +94,9 @@ impl moka::Expiry<(Place, Reference), Error> for Absence {
 pub struct Manifests {
     store: Arc<Store>,
     prefetch: Arc<Prefetch>,
-    fetches: Flights<(Place, Digest), Result<Found>>,
-    tags: Flights<(Place, Tag, bool), Result<Found>>,
-    absent: moka::sync::Cache<(Place, Reference), Error>,
+    fetches: Flights<(Place, Digest), (Who, Result<Found>)>,
+    tags: Flights<(Place, Tag, bool), (Who, Result<Found>)>,
+    absent: moka::sync::Cache<Wanted, Error>,
 }
 
 impl Manifests {
@@ -116,7 +119,7 @@ impl Manifests {
         reference: &Reference,
         head: bool,
     ) -> Result<Found> {
-        let key = (place.clone(), reference.clone());
+        let key = (upstream.who(), place.clone(), reference.clone());
         if let Some(error) = self.absent.get(&key) {
             return Err(error);
         }
@@ -145,14 +148,15 @@ impl Manifests {
         if let Some(found) = self.held(place, digest).await {
             return Ok(found);
         }
-        let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
-        let (found, joined) = self
-            .fetches
-            .run((place.clone(), digest), || async move {
+        let make = || {
+            let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+            async move {
                 let ask = Ask::manifest(Method::GET, &p.repository, &Reference::Digest(digest));
                 me.fetch_manifest(&up, &p, ask, Patience::Full, Some(digest)).await
-            })
-            .await;
+            }
+        };
+        let key = (place.clone(), digest);
+        let (found, joined) = self.fetches.run_as(upstream.who(), key, make).await;
         mark(found, joined)
     }
 
@@ -188,14 +192,14 @@ impl Manifests {
         {
             return Ok(found);
         }
-        let (me, up, p, t) = (Arc::clone(self), Arc::clone(upstream), place.clone(), tag.clone());
         let cooldown = terms.cooldown;
-        let (found, joined) = self
-            .tags
-            .run((place.clone(), tag.clone(), head), || async move {
-                me.resolve(&up, &p, &t, record, cooldown, head).await
-            })
-            .await;
+        let make = || {
+            let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+            let (t, record) = (tag.clone(), record.clone());
+            async move { me.resolve(&up, &p, &t, record, cooldown, head).await }
+        };
+        let key = (place.clone(), tag.clone(), head);
+        let (found, joined) = self.tags.run_as(upstream.who(), key, make).await;
         mark(found, joined)
     }
 

@@ -94,6 +94,8 @@ struct Account {
     is_immutable: bool,
     /// What a token would have to be for.
     scope: Option<String>,
+    /// Who it was found to be.
+    user: Option<Arc<str>>,
 }
 
 impl Mirror {
@@ -176,6 +178,7 @@ impl Mirror {
         let act = door::act_of(&route.action);
         account.scope = route.target.as_ref().map(|target| doors::scope(target, act));
         let caller = self.doors.enter(door, &request.knock).await?;
+        account.user.clone_from(&caller.actor.user);
         let Some(target) = &route.target else {
             self.doors.ping(door, &request.knock, &caller)?;
             return match route.action {
@@ -370,6 +373,7 @@ impl Account {
     ) -> Line<'a> {
         Line {
             client: session.client_addr().and_then(|a| a.as_inet()),
+            user: self.user.as_deref(),
             method: &request.method,
             path: &request.path,
             upstream: self.upstream.as_deref().unwrap_or_default(),
