@@ -14,6 +14,8 @@ use crate::telemetry::ACCESS;
 pub struct Line<'a> {
     /// Where the client is.
     pub client: Option<&'a SocketAddr>,
+    /// The user by his name here; none for whoever has not logged in, or has at an upstream alone.
+    pub user: Option<&'a str>,
     /// The method.
     pub method: &'a Method,
     /// The path as it came.
@@ -57,6 +59,7 @@ impl Line<'_> {
         tracing::info!(
             target: ACCESS,
             client = self.client.map(tracing::field::display),
+            user = self.user.unwrap_or("-"),
             method = self.method.as_str(),
             path = self.path,
             upstream = self.upstream,

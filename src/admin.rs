@@ -1,7 +1,7 @@
 //! The admin address: health, metrics and the admin API, on a port of its own.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +14,18 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde::Deserialize;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::cache::Cache;
 use crate::config::units::Span;
+use crate::doors::Knock;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Ops, Order};
 use crate::receive::Incoming;
 use crate::respond::{self, Answer, Body};
+use crate::scope;
 use crate::server::Mirror;
+use crate::steward::Steward;
 
 /// An order is a few words.
 const ORDER_BYTES_MAX: usize = 64 * 1024;
@@ -43,6 +47,8 @@ struct Collect {
 pub struct Admin {
     mirror: Arc<Mirror>,
     ops: Ops,
+    steward: Arc<Steward>,
+    guard_metrics: bool,
 }
 
 /// A request, read as far as it is allowed to be long.
@@ -53,6 +59,7 @@ struct Request {
     query: BTreeMap<String, String>,
     content_type: String,
     host: String,
+    knock: Knock,
     origin: Option<String>,
     site: Option<String>,
     body: Bytes,
@@ -60,11 +67,49 @@ struct Request {
 
 impl Admin {
     /// For one mirror, which clients reach at `addresses`.
-    pub fn new(mirror: Arc<Mirror>, addresses: Vec<SocketAddr>) -> Self {
-        Self { ops: Ops::new(Arc::clone(&mirror), addresses), mirror }
+    pub fn new(
+        mirror: Arc<Mirror>,
+        addresses: Vec<SocketAddr>,
+        steward: Arc<Steward>,
+        guard_metrics: bool,
+    ) -> Self {
+        let ops = Ops::new(Arc::clone(&mirror), addresses);
+        Self { mirror, ops, steward, guard_metrics }
+    }
+
+    /// Whether everybody may ask this: it changes nothing, and tells nothing of what is held.
+    fn is_open(&self, request: &Request) -> bool {
+        request.is_reading()
+            && !request.path.starts_with("/api/")
+            && !(request.path == "/metrics" && self.guard_metrics)
+    }
+
+    /// Whether this sender may use the API: by the token, as a user whom a rule lets administer, or
+    /// where there is no token by being on this machine.
+    async fn admit(&self, request: &Request) -> Result<()> {
+        let knock = &request.knock;
+        if request.secret().is_some_and(|secret| self.steward.knows(&secret)) {
+            return Ok(());
+        }
+        if knock.authorization.is_some() && self.mirror.doors.know_users() {
+            return self.mirror.doors.administers(knock).await;
+        }
+        by_place(self.steward.wants_token(), knock.address)
     }
 
     async fn answer(&self, request: &Request, stopping: bool) -> Answer {
+        if !self.is_open(request)
+            && let Err(error) = self.admit(request).await
+        {
+            tracing::warn!(path = request.path, from = ?request.knock.address, %error, "admin request refused");
+            let body = serde_json::json!({"error": error.message()});
+            let mut answer = json(error.kind().answer().1, &body);
+            if error.kind() == Kind::Unauthorized {
+                let challenge = HeaderValue::from_static("Basic realm=\"pierhead admin\"");
+                answer.header(header::WWW_AUTHENTICATE, challenge);
+            }
+            return answer;
+        }
         if let Some(path) = request.path.strip_prefix("/api/") {
             return match self.api(path, request).await {
                 Ok(value) => json(StatusCode::OK, &value),
@@ -201,6 +246,15 @@ impl Request {
             query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
             content_type: text(header::CONTENT_TYPE).unwrap_or_default(),
             host: text(header::HOST).unwrap_or_default(),
+            knock: Knock {
+                host: None,
+                authorization: text(header::AUTHORIZATION).map(Into::into),
+                address: session
+                    .client_addr()
+                    .and_then(|address| address.as_inet())
+                    .map(SocketAddr::ip),
+                certificate: None,
+            },
             origin: text(header::ORIGIN),
             site: text(HeaderName::from_static("sec-fetch-site")),
             body: Bytes::new(),
@@ -210,6 +264,16 @@ impl Request {
             Err(error) => return Err((request, error)),
         }
         Ok(request)
+    }
+
+    /// What may be the token: of Bearer, or the password of Basic whatever the user's name.
+    fn secret(&self) -> Option<Zeroizing<String>> {
+        let (scheme, rest) = self.knock.authorization.as_ref()?.split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("basic") {
+            return scope::basic(rest).map(|(_, password)| password);
+        }
+        let bearer = scheme.eq_ignore_ascii_case("bearer");
+        bearer.then(|| Zeroizing::new(rest.trim().to_owned()))
     }
 
     fn is_reading(&self) -> bool {
@@ -234,7 +298,7 @@ impl Request {
         let Some(origin) = &self.origin else { return Ok(()) };
         let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
         let name = name.trim_matches(['[', ']']);
-        let is_plain = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok();
+        let is_plain = name == "localhost" || name.parse::<IpAddr>().is_ok();
         if !is_plain || *origin != format!("http://{}", self.host) {
             return denied("a browser may change something only at an address, from its own page");
         }
@@ -253,6 +317,23 @@ impl Request {
         serde_json::from_slice(&self.body)
             .map_err(|e| Error::new(Kind::BadRequest, format!("the order is not understood: {e}")))
     }
+}
+
+/// Whether whoever shows nothing may use the API: without a token, from this machine.
+fn by_place(wants_token: bool, address: Option<IpAddr>) -> Result<()> {
+    if wants_token {
+        return Err(Error::new(
+            Kind::Unauthorized,
+            "this is for whoever has the admin address's token; give it with --token-file, or as Authorization: Bearer",
+        ));
+    }
+    if address.is_some_and(|address| address.to_canonical().is_loopback()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Denied,
+        "from elsewhere than its own machine this mirror takes orders and tells what it holds only to those who log in: give its `admin` a `token_file`, or ask from that machine",
+    ))
 }
 
 fn json(status: StatusCode, value: &Value) -> Answer {
@@ -303,5 +384,25 @@ impl HttpServerApp for Admin {
             .ok()
             .flatten()
             .map(|s| ReusedHttpStream::from_reusable_stream(s, keep))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_somebody_is_counts_only_without_a_token() {
+        let from = |text: &str| Some(text.parse().unwrap());
+        for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(by_place(false, from(here)).is_ok(), "{here}");
+            let refused = by_place(true, from(here)).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Unauthorized, "{here}");
+        }
+        for elsewhere in ["10.0.0.1", "192.168.0.1", "169.254.1.1", "fd00::1", "::ffff:10.0.0.1"] {
+            let refused = by_place(false, from(elsewhere)).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Denied, "{elsewhere}");
+        }
+        assert!(by_place(false, None).is_err());
     }
 }

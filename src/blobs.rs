@@ -9,10 +9,13 @@ use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
 use crate::filling;
-use crate::flight::Flights;
+use crate::flight::{Flights, Who};
 use crate::store::{Content, Link, Place, Store};
 use crate::upstream::ask::{self, Ask};
 use crate::upstream::{Patience, Upstream};
+
+/// Others' downloads that are joined one after the other, each refused to whoever began it.
+const JOINS_MAX: usize = 8;
 
 /// A blob that can be answered.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ pub enum Blob {
 pub struct Blobs {
     store: Arc<Store>,
     fills: Arc<Fills>,
-    proofs: Flights<(Place, Digest), Result<()>>,
+    proofs: Flights<(Place, Digest), (Who, Result<()>)>,
 }
 
 impl Blobs {
@@ -41,7 +44,8 @@ impl Blobs {
         Self { store, fills, proofs: Flights::new() }
     }
 
-    /// A blob by digest. `begin` is asked before a download is begun for this caller alone.
+    /// A blob by digest. What another was refused whose download was joined is asked for anew. `begin`
+    /// is asked before a download is begun for this caller alone.
     ///
     /// # Errors
     /// The upstream's, where it is neither held nor may be fetched.
@@ -51,7 +55,31 @@ impl Blobs {
         place: &Place,
         digest: Digest,
         head: bool,
-        begin: impl FnOnce() -> Result<Begin>,
+        begin: impl Fn() -> Result<Begin>,
+    ) -> Result<Blob> {
+        for _ in 0..JOINS_MAX {
+            let mut blob = self.find(upstream, place, digest, head, &begin).await?;
+            if let Blob::Filling(follower, true) = &mut blob
+                && follower.who() != upstream.who()
+                && let Err(error) = follower.size().await
+                && error.is_personal()
+            {
+                continue;
+            }
+            return Ok(blob);
+        }
+        let text = format!("the upstream refuses all who ask for {digest} at this moment");
+        Err(Error::new(Kind::Unavailable, text))
+    }
+
+    /// A blob by digest, where nobody else's refusal counts yet.
+    async fn find(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: Digest,
+        head: bool,
+        begin: &impl Fn() -> Result<Begin>,
     ) -> Result<Blob> {
         let linked = self.store.link(place, &digest).await.is_some();
         if linked && let Some(content) = self.held_blob(digest).await {
@@ -139,15 +167,15 @@ impl Blobs {
         place: &Place,
         digest: Digest,
     ) -> Result<()> {
-        let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
-        let (proof, _) = self
-            .proofs
-            .run((place.clone(), digest), || async move {
+        let make = || {
+            let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+            async move {
                 up.ask(&Ask::blob_proof(&p.repository, &digest), Patience::Full).await?;
                 me.store.set_link(&p, &digest, Link::default()).await;
                 Ok(())
-            })
-            .await;
+            }
+        };
+        let (proof, _) = self.proofs.run_as(upstream.who(), (place.clone(), digest), make).await;
         proof.unwrap_or_else(|| Err(Error::new(Kind::Internal, "a request upstream was dropped")))
     }
 

@@ -1,8 +1,6 @@
 //! Who is at the door: one address as its clients see it, and what they show there.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,114 +11,29 @@ use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-use crate::begun::Beginner;
 use crate::cache::Cache;
-use crate::config::{self, Act, Auth, Config};
+use crate::config::{Act, Auth, Config};
 use crate::error::{Error, Kind, Result};
 use crate::issuer::Issuer;
-use crate::pass::{Access, By, Grant, Keys, Login, SERVICE, opens};
+use crate::pass::{By, Grant, Keys, Login, SERVICE, opens};
 use crate::people::People;
 use crate::respond::{Answer, Body};
-use crate::rights::Asker;
 use crate::route::Target;
 use crate::rules::{Actor, Rules, qualified};
 use crate::scope::{Asked, Password, basic, lawful};
 
+mod caller;
 mod lawful;
+
+pub use self::caller::{Caller, Door, Knock};
 
 /// The longest `Authorization` that is looked at.
 const AUTHORIZATION_BYTES_MAX: usize = 20 * 1024;
 
-/// One address that clients connect to.
-#[derive(Clone, Debug, Default)]
-pub struct Door {
-    serves: HashSet<String>,
-    tls: bool,
-    url: Option<String>,
-}
-
-/// What a request shows of its sender. Printed, it shows nothing.
-#[derive(Clone, Default)]
-pub struct Knock {
-    /// `Host`.
-    pub host: Option<String>,
-    /// `Authorization`.
-    pub authorization: Option<Zeroizing<String>>,
-    /// Where it came from.
-    pub address: Option<IpAddr>,
-    /// The user that a client certificate names.
-    pub certificate: Option<Arc<str>>,
-}
-
-impl fmt::Debug for Knock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Knock({:?})", self.host)
-    }
-}
-
-/// Who it is.
-#[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// For the rules.
-    pub actor: Actor,
-    by: Option<By>,
-    login: Option<Login>,
-    /// What the token that was shown is limited to.
-    access: Option<Vec<Access>>,
-    /// Whether it was a token: none is had by another.
-    by_token: bool,
-    /// Whether anything was shown at all.
-    shown: bool,
-}
-
-impl Caller {
-    /// How the caller stands towards an upstream that passes credentials through.
-    pub fn asker(&self, upstream: &str) -> Asker<'_> {
-        match &self.login {
-            Some(login) if *login.upstream == *upstream => Asker::Known(login),
-            _ if self.shown => Asker::Nobody,
-            _ => Asker::Unasked,
-        }
-    }
-
-    /// Whose downloads this caller's are.
-    pub fn beginner(&self, knock: &Knock) -> Beginner {
-        match &self.actor.user {
-            Some(user) => Beginner::User(Arc::clone(user)),
-            None => Beginner::Address(knock.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
-        }
-    }
-
-    /// The credentials for an upstream, if any came along.
-    pub fn login(&self) -> Option<&Login> {
-        self.login.as_ref()
-    }
-}
-
-impl Door {
-    /// As configured.
-    pub fn new(listen: &config::Listen) -> Self {
-        Self {
-            serves: listen.serves.iter().cloned().collect(),
-            tls: listen.tls.is_some(),
-            url: listen.url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_owned()),
-        }
-    }
-
-    /// Whether an upstream is reached through this address.
-    pub fn serves(&self, upstream: &str) -> bool {
-        self.serves.is_empty() || self.serves.contains(upstream)
-    }
-
-    /// The base URL by which a client knows this address. A `Host` that is none is not repeated.
-    fn url(&self, host: Option<&str>) -> String {
-        if let Some(url) = &self.url {
-            return url.clone();
-        }
-        let lawful = |b: u8| b.is_ascii_alphanumeric() || b"._-:[]".contains(&b);
-        let host = host.filter(|h| !h.is_empty() && h.len() <= 255 && h.bytes().all(lawful));
-        format!("{}://{}", if self.tls { "https" } else { "http" }, host.unwrap_or("localhost"))
-    }
+/// What a caller may show.
+enum Shown<'k> {
+    Password(Password),
+    Token(&'k str),
 }
 
 /// Everybody who may come in, and how.
@@ -193,6 +106,9 @@ impl Doors {
 
     /// Whether anything behind this address and host is not for everybody.
     pub fn guard(&self, door: &Door, host: Option<&str>) -> bool {
+        if door.is_anonymous() {
+            return false;
+        }
         let passing = match self.by_host(host) {
             Some(upstream) => self.passing.contains(upstream),
             None => self.passing.iter().any(|upstream| door.serves(upstream)),
@@ -228,20 +144,27 @@ impl Doors {
         if !self.guard(door, knock.host.as_deref()) {
             return Ok(Caller::default());
         }
-        let Some(shown) = &knock.authorization else {
-            return Ok(Self::by_certificate(knock));
-        };
+        match Self::shown(knock)? {
+            Some(Shown::Password(login)) => self.by_password(door, knock, login).await,
+            Some(Shown::Token(token)) => self.by_token(token).await,
+            None => Ok(Self::by_certificate(knock)),
+        }
+    }
+
+    /// What stands in `Authorization`.
+    fn shown(knock: &Knock) -> Result<Option<Shown<'_>>> {
         let refuse = |why: &str| Error::new(Kind::Unauthorized, why);
+        let Some(shown) = &knock.authorization else { return Ok(None) };
         if shown.len() > AUTHORIZATION_BYTES_MAX {
             return Err(refuse("the credentials are too long"));
         }
         let (scheme, rest) = shown.split_once(' ').unwrap_or((shown.as_str(), ""));
         if scheme.eq_ignore_ascii_case("basic") {
             let login = basic(rest).ok_or_else(|| refuse("the Basic credentials are malformed"))?;
-            return self.by_password(door, knock, login).await;
+            return Ok(Some(Shown::Password(login)));
         }
         if scheme.eq_ignore_ascii_case("bearer") {
-            return self.by_token(rest.trim());
+            return Ok(Some(Shown::Token(rest.trim())));
         }
         Err(refuse("this way to log in is not known here; use Basic or Bearer"))
     }
@@ -265,10 +188,9 @@ impl Doors {
             && (known || bound.is_none())
         {
             if !people.verify(&username, &password).await? {
-                return Err(Error::new(Kind::Unauthorized, "the user name or password is wrong"));
+                return Err(wrong_password());
             }
-            let actor = Actor { user: Some(username.as_str().into()), groups: Vec::new() };
-            return Ok(Caller { actor, by: Some(By::Htpasswd), shown: true, ..Caller::default() });
+            return Ok(Caller::known(Some(username.as_str().into()), By::Htpasswd));
         }
         let Some(upstream) = bound else {
             return Err(Error::new(
@@ -281,13 +203,13 @@ impl Doors {
         Ok(Caller { login: Some(login), shown: true, ..Self::by_certificate(knock) })
     }
 
-    fn by_token(&self, token: &str) -> Result<Caller> {
+    async fn by_token(&self, token: &str) -> Result<Caller> {
         let now = now();
         let claims = match (self.keys.read(token, now), &self.issuer) {
             (Ok(claims), _) => claims,
             (Err(error), None) => return Err(error),
             (Err(_), Some(issuer)) => {
-                let said = issuer.read(token, now)?;
+                let said = issuer.believe(token, now).await?;
                 let (actor, access) = (said.actor, said.access);
                 return Ok(Caller {
                     actor,
@@ -375,6 +297,36 @@ impl Doors {
         Err(Error::new(kind, "the list of all repositories is for those who may administer"))
     }
 
+    /// Whether somebody may tell the mirror itself what to do: one of our users by his password, or
+    /// whoever has a token of somebody else's service, where a rule says so.
+    ///
+    /// # Errors
+    /// `Unauthorized` where what was shown is not believed, `Denied` where it is not enough.
+    pub async fn administers(&self, knock: &Knock) -> Result<()> {
+        let nobody = || Error::new(Kind::Unauthorized, "log in as somebody who may administer");
+        // No upstream's credentials are taken here, so none can be sent on.
+        let caller = match (&self.people, Self::shown(knock)?) {
+            (Some(people), Some(Shown::Password((user, password)))) => {
+                if !people.verify(&user, &password).await? {
+                    return Err(wrong_password());
+                }
+                Caller::known(Some(user.as_str().into()), By::Htpasswd)
+            }
+            (_, Some(Shown::Token(token))) => self.by_token(token).await?,
+            _ => return Err(nobody()),
+        };
+        // Tokens of ours are for repositories.
+        if caller.access.is_none() && self.rules.permit(&caller.actor, Act::Admin, "_admin") {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Denied, "no rule lets this user administer the mirror"))
+    }
+
+    /// Whether anybody could show a password or a token at all.
+    pub fn know_users(&self) -> bool {
+        self.people.is_some() || self.issuer.is_some()
+    }
+
     /// Seals a text for `whom`, so that nobody else can read, change or use it.
     ///
     /// # Errors
@@ -455,6 +407,10 @@ impl Doors {
         answer.header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Ok(answer)
     }
+}
+
+fn wrong_password() -> Error {
+    Error::new(Kind::Unauthorized, "the user name or password is wrong")
 }
 
 /// The name as it stood in the path, and with or without the `library/` of Docker Hub.

@@ -223,6 +223,16 @@ impl Error {
         self.kind().fault() == Fault::Upstream
     }
 
+    /// Whether it is about whoever asked as much as about what was asked for: with other credentials
+    /// the answer may be another.
+    pub fn is_personal(&self) -> bool {
+        let refusal = matches!(
+            self.kind(),
+            Kind::Denied | Kind::Unauthorized | Kind::TooManyRequests | Kind::NoLogin
+        );
+        refusal || self.is_absence() // that it is not there is said of what is secret, too
+    }
+
     /// Whether the upstream said that the thing is not there.
     pub fn is_absence(&self) -> bool {
         matches!(self.kind(), Kind::ManifestUnknown | Kind::BlobUnknown | Kind::NameUnknown)

@@ -80,6 +80,7 @@ pub fn line<'a>(
     let agent = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
     Line {
         client: session.client_addr().and_then(|a| a.as_inet()),
+        user: None, // what is guarded has no ready answer
         method: &head.method,
         path: head.uri.path(),
         upstream: &prepared.upstream,

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::blocks::Large;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::flight::Who;
 use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
 use crate::relay::Relay;
@@ -79,6 +80,11 @@ impl Follower {
     /// Whose upstream path the fill comes through.
     pub fn place(&self) -> &Place {
         &self.fill.place
+    }
+
+    /// By whose credentials the fill comes.
+    pub fn who(&self) -> Who {
+        self.fill.upstream.who()
     }
 
     /// The file to read from, as far as `ready` says.

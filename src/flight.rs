@@ -10,6 +10,11 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 
+use crate::error::Result;
+
+/// By whose credentials something is asked: a keyed hash of them, or ours.
+pub type Who = Option<[u8; 32]>;
+
 type Run<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 /// The runs under way, by key. A run is a task of its own: a caller who leaves stops nothing.
@@ -50,6 +55,40 @@ where
             }
         };
         (run.await, joined)
+    }
+}
+
+/// Others' runs that are joined one after the other, before one is made that nobody shares.
+const JOINS_MAX: usize = 4;
+
+impl<K, T> Flights<K, (Who, Result<T>)>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// As [`Flights::run`], for what is asked with somebody's credentials: what another was refused says
+    /// nothing of the rights of `who`, for whom it is asked anew. Cancel safe.
+    pub async fn run_as<F>(
+        &self,
+        who: Who,
+        key: K,
+        make: impl Fn() -> F,
+    ) -> (Option<Result<T>>, bool)
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        for _ in 0..JOINS_MAX {
+            let work = || {
+                let work = make();
+                async move { (who, work.await) }
+            };
+            let (outcome, joined) = self.run(key.clone(), work).await;
+            match outcome {
+                Some((leader, Err(error))) if leader != who && error.is_personal() => {}
+                outcome => return (outcome.map(|(_, outcome)| outcome), joined),
+            }
+        }
+        (tokio::spawn(make()).await.ok(), false)
     }
 }
 
@@ -114,6 +153,46 @@ mod tests {
             joined += usize::from(was_joined);
         }
         assert_eq!((runs.load(Ordering::SeqCst), joined), (1, 9));
+    }
+
+    #[tokio::test]
+    async fn what_another_is_refused_is_asked_anew() {
+        use crate::error::{Error, Kind};
+        let flights = Arc::new(Flights::<u8, (Who, Result<u8>)>::new());
+        let go = Arc::new(Notify::new());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let ask = |name: u8, kind: Option<Kind>| {
+            let (flights, go, asked) = (Arc::clone(&flights), Arc::clone(&go), Arc::clone(&asked));
+            tokio::spawn(async move {
+                let make = || {
+                    let (go, asked) = (Arc::clone(&go), Arc::clone(&asked));
+                    async move {
+                        if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+                            go.notified().await;
+                        }
+                        kind.map_or(Ok(name), |kind| Err(Error::new(kind, "refused")))
+                    }
+                };
+                flights.run_as(Some([name; 32]), 1, make).await.0.unwrap()
+            })
+        };
+        for kind in [Kind::Denied, Kind::TooManyRequests, Kind::BlobUnknown, Kind::Unavailable] {
+            asked.store(0, Ordering::SeqCst);
+            let refused = ask(1, Some(kind));
+            while asked.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            let same = ask(1, None);
+            let others: Vec<_> = (2..20).map(|name| ask(name, None)).collect();
+            tokio::task::yield_now().await;
+            go.notify_one();
+            assert_eq!(refused.await.unwrap().unwrap_err().kind(), kind);
+            assert_eq!(same.await.unwrap().unwrap_err().kind(), kind, "the same caller");
+            for other in others {
+                let told = other.await.unwrap();
+                assert_eq!(told.is_ok(), kind != Kind::Unavailable, "{kind:?}: an outage is all's");
+            }
+        }
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! Keys, addresses of keys and certificates inside a token are never read.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
@@ -18,6 +18,7 @@ use crate::config::jwks::{self, Key, Named};
 use crate::error::{Error, Kind, Result};
 use crate::pass::Access;
 use crate::rules::Actor;
+use crate::upstream::keys::Source;
 
 /// The longest token that is looked at.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
@@ -28,12 +29,19 @@ const ACCESS_MAX: usize = 256;
 /// Clocks may differ by this.
 const LEEWAY_SECONDS: u64 = 30;
 
+/// Keys are fetched anew after this, so that one that was withdrawn is believed no longer.
+const FETCH_EVERY: Duration = Duration::from_secs(3600);
+
 /// Somebody else's token service.
 #[derive(Debug)]
 pub struct Issuer {
     settings: Jwt,
     keys: ArcSwap<Vec<Named>>,
     seen: Mutex<Option<SystemTime>>,
+    /// Where the keys are fetched from, unless they are in a file.
+    source: Option<Source>,
+    /// When they were last asked for, whatever came of it; held while they are.
+    asked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// What such a token says.
@@ -73,14 +81,88 @@ enum Audience {
 }
 
 impl Issuer {
-    /// Reads the keys.
+    /// Reads the keys of a file. Those of a URL come with the first token, or by [`Issuer::tend`].
     ///
     /// # Errors
     /// One sentence that says what is wrong with them.
     pub fn load(settings: &Jwt) -> Result<Self, String> {
+        let source = Source::new(settings).map_err(|error| error.to_string())?;
+        let keys = match &source {
+            Some(_) => Vec::new(),
+            None => jwks::load(&settings.jwks)?,
+        };
         let seen = Mutex::new(modified(settings));
-        let keys = ArcSwap::from_pointee(jwks::load(&settings.jwks)?);
-        Ok(Self { settings: settings.clone(), keys, seen })
+        Ok(Self { seen, source, ..Self::of(settings.clone(), keys) })
+    }
+
+    /// A service with these keys alone, for those who try what it believes.
+    pub(crate) fn of(settings: Jwt, keys: Vec<Named>) -> Self {
+        Self {
+            settings,
+            keys: ArcSwap::from_pointee(keys),
+            seen: Mutex::new(None),
+            source: None,
+            asked: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Fetches the keys anew each hour, and soon again where that failed. Never ends where they
+    /// come from a URL.
+    pub async fn tend(&self) {
+        if self.source.is_none() {
+            return;
+        }
+        loop {
+            let fresh = self.fetch().await;
+            tokio::time::sleep(if fresh { FETCH_EVERY } else { self.settings.fetch_after.get() })
+                .await;
+        }
+    }
+
+    /// Fetches the keys, unless that was done a moment ago. Those known before stay where it fails.
+    /// Returns whether there are fresh ones. Cancel safe.
+    async fn fetch(&self) -> bool {
+        let Some(source) = &self.source else { return false };
+        let mut asked = self.asked.lock().await;
+        if asked.is_some_and(|at| at.elapsed() < self.settings.fetch_after.get()) {
+            return false;
+        }
+        // Noted first: whoever leaves in the middle must not have it begun again at once.
+        *asked = Some(Instant::now());
+        match source.fetch().await {
+            Ok(keys) => {
+                self.keys.store(Arc::new(keys));
+                true
+            }
+            Err(error) => {
+                let known = self.keys.load().len();
+                tracing::warn!(?error, known, "keys of tokens cannot be fetched; those known stay");
+                false
+            }
+        }
+    }
+
+    /// Reads a token as [`Issuer::read`] does; where it names a key that is not known, the keys are
+    /// fetched first, if they have not been lately.
+    ///
+    /// # Errors
+    /// `Unauthorized` for whatever is not to be believed.
+    pub async fn believe(&self, token: &str, now: u64) -> Result<Said> {
+        if self.source.is_some() && self.lacks_key(token) {
+            self.fetch().await;
+        }
+        self.read(token, now)
+    }
+
+    /// Whether a token could be good if only there were more keys.
+    fn lacks_key(&self, token: &str) -> bool {
+        let header = token.split_once('.').filter(|_| token.len() <= TOKEN_BYTES_MAX);
+        let header = header.and_then(|(header, _)| URL_SAFE_NO_PAD.decode(header).ok());
+        let header = header.and_then(|h| serde_json::from_slice::<Header>(&h).ok());
+        header.is_some_and(|header| {
+            let known = self.keys.load().iter().any(|named| named.fits(&header));
+            !known && Key::ALGORITHMS.contains(&header.alg.as_str())
+        })
     }
 
     /// Reads the keys again where the file has changed, or in any case with `force`. Blocks.
@@ -88,6 +170,9 @@ impl Issuer {
     /// # Errors
     /// One sentence; the keys known before stay.
     pub fn reload(&self, force: bool) -> Result<bool, String> {
+        if self.source.is_some() {
+            return Ok(false);
+        }
         let now = modified(&self.settings);
         let mut seen = self.seen.lock();
         if *seen == now && !force {
@@ -113,9 +198,7 @@ impl Issuer {
         let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| refuse())?;
         let tag = decode(tag)?;
         let keys = self.keys.load();
-        let mut fitting = keys.iter().filter(|named| {
-            named.key.algorithm() == header.alg && (header.kid.is_none() || header.kid == named.id)
-        });
+        let mut fitting = keys.iter().filter(|named| named.fits(&header));
         if header.crit.is_some() || !fitting.any(|named| is_signed(&named.key, signed, &tag)) {
             return Err(refuse());
         }
@@ -137,6 +220,13 @@ impl Issuer {
         let user = (!claims.sub.is_empty()).then(|| claims.sub.as_str().into());
         let groups = claims.groups.iter().map(|group| group.as_str().into()).collect();
         Ok(Said { actor: Actor { user, groups }, access: claims.access })
+    }
+}
+
+impl Named {
+    /// Whether a token with this header may be signed with it. The key decides the algorithm.
+    fn fits(&self, header: &Header) -> bool {
+        self.key.algorithm() == header.alg && (header.kid.is_none() || header.kid == self.id)
     }
 }
 
@@ -174,8 +264,11 @@ mod tests {
             jwks: "/nowhere".into(),
             issuer: "https://issuer.test".into(),
             audience: "mirror".into(),
+            ca: None,
+            private: false,
+            fetch_after: crate::config::units::Span::secs(30),
         };
-        Issuer { settings, keys: ArcSwap::from_pointee(keys), seen: Mutex::new(None) }
+        Issuer::of(settings, keys)
     }
 
     fn body(header: &str, change: impl Fn(&mut serde_json::Value)) -> String {

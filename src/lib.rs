@@ -102,6 +102,8 @@ pub mod uploads;
 
 pub mod people;
 
+pub mod steward;
+
 pub mod issuer;
 
 pub mod rights;
@@ -142,3 +144,7 @@ pub mod demo;
 pub mod order;
 
 pub mod cli;
+
+// Called by fuzzers alone.
+#[doc(hidden)]
+pub mod fuzz;

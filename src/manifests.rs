@@ -11,7 +11,7 @@ use http::{HeaderMap, Method};
 use crate::cache::Cache;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind, Result};
-use crate::flight::Flights;
+use crate::flight::{Flights, Who};
 use crate::freshness::{self, Freshness};
 use crate::limits::{ABSENT_ATTACHED_FOR, ABSENT_FOR, MANIFEST_BYTES_MAX};
 use crate::media::{self, Manifest};
@@ -71,13 +71,19 @@ impl Terms {
     }
 }
 
+/// What somebody wants: that it is not there may be said to him alone.
+type Wanted = (Who, Place, Reference);
+
+/// A tag that is being resolved: whether by `HEAD`, and after how many pushes.
+type Resolving = (Place, Tag, bool, u64);
+
 /// How long absences are believed.
 struct Absence;
 
-impl moka::Expiry<(Place, Reference), Error> for Absence {
+impl moka::Expiry<Wanted, Error> for Absence {
     fn expire_after_create(
         &self,
-        (_, reference): &(Place, Reference),
+        (_, _, reference): &Wanted,
         _: &Error,
         _: std::time::Instant,
     ) -> Option<Duration> {
@@ -93,9 +99,9 @@ impl moka::Expiry<(Place, Reference), Error> for Absence {
 pub struct Manifests {
     store: Arc<Store>,
     prefetch: Arc<Prefetch>,
-    fetches: Flights<(Place, Digest), Result<Found>>,
-    tags: Flights<(Place, Tag, bool, u64), Result<Found>>,
-    absent: moka::sync::Cache<(Place, Reference), Error>,
+    fetches: Flights<(Place, Digest), (Who, Result<Found>)>,
+    tags: Flights<Resolving, (Who, Result<Found>)>,
+    absent: moka::sync::Cache<Wanted, Error>,
     /// How often a tag was pushed through here of late: an answer that was asked for before a push
     /// says nothing of what the tag is after it.
     pushes: moka::sync::Cache<(Place, Tag), u64>,
@@ -104,8 +110,11 @@ pub struct Manifests {
 impl Manifests {
     /// Manifests over a store.
     pub fn new(store: Arc<Store>, prefetch: Arc<Prefetch>) -> Self {
-        let absent =
-            moka::sync::Cache::builder().max_capacity(10_000).expire_after(Absence).build();
+        let absent = moka::sync::Cache::builder()
+            .max_capacity(10_000)
+            .expire_after(Absence)
+            .support_invalidation_closures()
+            .build();
         let pushes = changed::pushes();
         Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent, pushes }
     }
@@ -122,7 +131,7 @@ impl Manifests {
         reference: &Reference,
         head: bool,
     ) -> Result<Found> {
-        let key = (place.clone(), reference.clone());
+        let key = (upstream.who(), place.clone(), reference.clone());
         if let Some(error) = self.absent.get(&key) {
             return Err(error);
         }
@@ -151,14 +160,15 @@ impl Manifests {
         if let Some(found) = self.held(place, digest).await {
             return Ok(found);
         }
-        let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
-        let (found, joined) = self
-            .fetches
-            .run((place.clone(), digest), || async move {
+        let make = || {
+            let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+            async move {
                 let ask = Ask::manifest(Method::GET, &p.repository, &Reference::Digest(digest));
                 me.fetch_manifest(&up, &p, ask, Patience::Full, Some(digest)).await
-            })
-            .await;
+            }
+        };
+        let key = (place.clone(), digest);
+        let (found, joined) = self.fetches.run_as(upstream.who(), key, make).await;
         mark(found, joined)
     }
 
@@ -195,14 +205,14 @@ impl Manifests {
         {
             return Ok(found);
         }
-        let (me, up, p, t) = (Arc::clone(self), Arc::clone(upstream), place.clone(), tag.clone());
         let cooldown = terms.cooldown;
-        let (found, joined) = self
-            .tags
-            .run((place.clone(), tag.clone(), head, before), || async move {
-                me.resolve(&up, &p, &t, (record, before), cooldown, head).await
-            })
-            .await;
+        let make = || {
+            let (me, up, p) = (Arc::clone(self), Arc::clone(upstream), place.clone());
+            let (t, record) = (tag.clone(), record.clone());
+            async move { me.resolve(&up, &p, &t, (record, before), cooldown, head).await }
+        };
+        let key = (place.clone(), tag.clone(), head, before);
+        let (found, joined) = self.tags.run_as(upstream.who(), key, make).await;
         mark(found, joined)
     }
 

@@ -361,7 +361,8 @@ impl Metrics {
         self.evicted_bytes.inc_by(bytes);
     }
 
-    /// Counts a decision: `allowed`, `challenged` or `denied`.
+    /// Counts a decision: `allowed`, `challenged` (nothing was shown), `refused` (what was shown is not
+    /// believed or not enough) or `denied`.
     pub fn auth_decided(&self, result: &str) {
         self.auth_decisions.with_label_values(&[result]).inc();
     }

@@ -6,8 +6,8 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::Config;
 use crate::config::units::{Size, Span};
+use crate::config::{Config, admin};
 
 /// What is removed, as it is told.
 #[derive(Debug, Deserialize)]
@@ -33,7 +33,7 @@ struct Item {
 /// # Errors
 /// Where the mirror does not answer, or refuses.
 pub async fn collect(config: &Config, dry_run: bool, grace: Option<Span>) -> anyhow::Result<Value> {
-    let url = format!("http://{}/gc", config.admin);
+    let url = format!("http://{}/gc", config.admin.address);
     let order = json!({"dry_run": dry_run, "grace": grace});
     // No proxy: the address is near, and none of its business.
     let client = reqwest::Client::builder()
@@ -41,14 +41,25 @@ pub async fn collect(config: &Config, dry_run: bool, grace: Option<Span>) -> any
         .connect_timeout(Duration::from_secs(5))
         .build()
         .context("cannot make a client")?;
-    let answer = client.post(&url).json(&order).send().await.with_context(|| {
-        format!("no mirror answers at {}; is it running, with this configuration?", config.admin)
+    let mut request = client.post(&url).json(&order);
+    if let Some(file) = &config.admin.token_file {
+        let token = admin::token(file).map_err(anyhow::Error::msg)?;
+        request = request.bearer_auth(token.as_str());
+    }
+    let answer = request.send().await.with_context(|| {
+        format!(
+            "no mirror answers at {}; is it running, with this configuration?",
+            config.admin.address
+        )
     })?;
     let status = answer.status();
     let text = answer.text().await.context("the mirror's answer broke off")?;
     let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
     if !status.is_success() {
-        let why = body["errors"][0]["message"].as_str().map_or_else(|| text.clone(), str::to_owned);
+        let why = body["errors"][0]["message"]
+            .as_str()
+            .or(body["error"].as_str())
+            .map_or_else(|| text.clone(), str::to_owned);
         bail!("the mirror refused ({status}): {}", why.trim());
     }
     Ok(body)

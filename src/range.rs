@@ -87,7 +87,12 @@ impl Ranges {
                 format!("range outside the blob's {size} bytes"),
             )),
             [one] => Ok(Selection::One(*one)),
-            many if many.iter().map(Span::len).sum::<u64>() > size => Ok(Selection::Whole),
+            // Summed wide: an upstream may say any size, and a client ask for all of it many times.
+            many if many.iter().map(|span| u128::from(span.len())).sum::<u128>()
+                > u128::from(size) =>
+            {
+                Ok(Selection::Whole)
+            }
             _ => Ok(Selection::Many(spans)),
         }
     }

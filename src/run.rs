@@ -20,10 +20,11 @@ use crate::admin::Admin;
 use crate::certificates::Certificates;
 use crate::config::{self, Config};
 use crate::disk::Disk;
-use crate::doors::Door;
+use crate::doors::{self, Door};
 use crate::keeper::Bounds;
 use crate::metrics::Metrics;
 use crate::server::{Front, Mirror};
+use crate::steward::Steward;
 use crate::store::Store;
 use crate::transport::{self, Gate, Places};
 use crate::upkeep;
@@ -62,7 +63,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     upkeep::start(&store, config.cache.scrub_rate.bytes());
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
-    let admin = bind(&[config.admin])?;
+    let admin = bind(&[config.admin.address])?;
     let addresses = local(&pull)?;
     let admin_address = local(&admin)?[0];
     let certificates = config.listen.iter().map(|l| l.tls.as_ref().map(Certificates::load));
@@ -70,6 +71,8 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         .map(|one| one.transpose().map_err(anyhow::Error::msg))
         .collect::<anyhow::Result<_>>()?;
     let places = Places::new(&config.server, Arc::clone(&metrics));
+    let steward = Steward::load(&config.admin, doors::random_key()?).map_err(anyhow::Error::msg)?;
+    let steward = Arc::new(steward);
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
     let tended = Arc::clone(&mirror);
@@ -78,10 +81,18 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         serve(
             "admin",
             admin,
-            Plain(Arc::new(Admin::new(Arc::clone(&mirror), addresses.clone()))),
+            Plain(Arc::new(Admin::new(
+                Arc::clone(&mirror),
+                addresses.clone(),
+                Arc::clone(&steward),
+                config.admin.guard_metrics,
+            ))),
             admin_stopped,
         )?,
     ];
+    if let Some(issuer) = mirror.doors.issuer().cloned() {
+        services.push(tokio::spawn(async move { issuer.tend().await }));
+    }
     for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
         let tls = certificates.as_ref().map(transport::acceptor).transpose();
         let gate = Gate {
@@ -92,7 +103,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
     }
     let certificates = certificates.into_iter().flatten().collect();
-    let watched = Watched { certificates, mirror: Arc::clone(&mirror) };
+    let watched = Watched { certificates, steward, mirror: Arc::clone(&mirror) };
     services.push(tokio::spawn(watch_files(watched.clone())));
     Ok(Running {
         addresses,
@@ -164,6 +175,7 @@ async fn watch_files(watched: Watched) {
 #[derive(Clone, Debug)]
 struct Watched {
     certificates: Vec<Arc<Certificates>>,
+    steward: Arc<Steward>,
     mirror: Arc<Mirror>,
 }
 
@@ -171,8 +183,9 @@ impl Watched {
     async fn reload(&self, force: bool) {
         let doors = &self.mirror.doors;
         let (people, issuer) = (doors.people().cloned(), doors.issuer().cloned());
-        let certificates = self.certificates.clone();
-        if certificates.is_empty() && people.is_none() && issuer.is_none() {
+        let (certificates, steward) = (self.certificates.clone(), Arc::clone(&self.steward));
+        let none = certificates.is_empty() && people.is_none() && issuer.is_none();
+        if none && !steward.wants_token() {
             return;
         }
         let read = move || {
@@ -184,6 +197,7 @@ impl Watched {
             for one in certificates {
                 tell("certificates", one.reload(force));
             }
+            tell("tokens", steward.reload(force));
             if let Some(people) = people {
                 tell("users", people.reload(force));
             }

@@ -6,18 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use http::Method;
-use http::header::{self, HeaderName};
+use http::header::HeaderName;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 
-use crate::answer::Conditions;
 use crate::begun::Begun;
 use crate::blobs::Blobs;
 use crate::config::{self, Auth, Config};
-use crate::doors::{self, Door, Doors, Knock};
+use crate::doors::{self, Door, Doors};
 use crate::error::{Error, Fault, Result};
 use crate::express::{self, Express};
 use crate::fill::Fills;
@@ -40,8 +38,10 @@ mod accounting;
 mod door;
 mod finding;
 mod pushing;
+pub(crate) mod request;
 
 use self::accounting::{echo_namespace, finish_headers, kind_of};
+use self::request::Request;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -89,18 +89,6 @@ pub struct Mirror {
     access_log: bool,
 }
 
-/// A request, as far as it is read before it is understood.
-#[derive(Debug)]
-struct Request {
-    method: Method,
-    path: String,
-    query: Option<String>,
-    knock: Knock,
-    user_agent: String,
-    conditions: Conditions,
-    received: Instant,
-}
-
 /// What is said of a request in log and metrics.
 #[derive(Debug, Default)]
 struct Account {
@@ -111,6 +99,8 @@ struct Account {
     is_immutable: bool,
     /// What a token would have to be for.
     scope: Option<String>,
+    /// Who it was found to be.
+    user: Option<Arc<str>>,
 }
 
 impl Mirror {
@@ -200,6 +190,7 @@ impl Mirror {
         let act = door::act_of(&route.action);
         account.scope = route.target.as_ref().map(|target| doors::scope(target, act));
         let caller = self.doors.enter(door, &request.knock).await?;
+        account.user.clone_from(&caller.actor.user);
         let Some(target) = &route.target else {
             self.doors.ping(door, &request.knock, &caller)?;
             return match route.action {
@@ -386,38 +377,6 @@ impl Mirror {
             session.set_keepalive(None);
         } else if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.settings.idle_timeout.get().as_secs().max(1)));
-        }
-    }
-}
-
-impl Request {
-    fn take(session: &ServerSession, received: Instant) -> Self {
-        let head = session.req_header();
-        let text = |name: HeaderName| {
-            head.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
-        };
-        let authority = head.uri.authority().map(|a| a.as_str().to_owned());
-        Self {
-            method: head.method.clone(),
-            path: head.uri.path().to_owned(),
-            query: head.uri.query().map(str::to_owned),
-            knock: Knock {
-                host: text(header::HOST).or(authority),
-                authorization: text(header::AUTHORIZATION).map(Into::into),
-                address: session
-                    .client_addr()
-                    .and_then(|a| a.as_inet())
-                    .map(std::net::SocketAddr::ip),
-                certificate: door::certificate(session),
-            },
-            user_agent: text(header::USER_AGENT).unwrap_or_default(),
-            conditions: Conditions {
-                head: head.method == Method::HEAD,
-                range: text(header::RANGE),
-                if_range: text(header::IF_RANGE),
-                if_none_match: text(header::IF_NONE_MATCH),
-            },
-            received,
         }
     }
 }

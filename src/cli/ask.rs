@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use http::StatusCode;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 /// How long an answer of the admin address may take; a purge of much content takes some time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(300);
@@ -16,19 +17,25 @@ pub(super) struct Admin {
     client: reqwest::Client,
     /// `host:port` of the admin address.
     authority: String,
+    /// What opens its API, where that takes something.
+    token: Option<Zeroizing<String>>,
     /// Whether the answer is printed as JSON.
     pub(super) json: bool,
 }
 
 impl Admin {
     /// The mirror behind an admin address.
-    pub(super) fn new(authority: String, json: bool) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        authority: String,
+        token: Option<Zeroizing<String>>,
+        json: bool,
+    ) -> anyhow::Result<Self> {
         // Straight to the mirror: a proxy would not know it.
         let client = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(Duration::from_secs(5))
             .build()?;
-        Ok(Self { client, authority, json })
+        Ok(Self { client, authority, token, json })
     }
 
     /// Reads something.
@@ -60,6 +67,10 @@ impl Admin {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token.as_str()),
+            None => request,
+        };
         let answer =
             request.timeout(ANSWER_WITHIN).send().await.map_err(|e| self.unreachable(e))?;
         let status = answer.status();

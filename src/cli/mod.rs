@@ -98,6 +98,9 @@ enum Command {
         /// How long nobody must have had a use for it, instead of the configured `gc_grace`.
         #[arg(long, value_name = "TIME")]
         grace: Option<String>,
+        /// The file with the admin address's token, instead of the configured one.
+        #[arg(long, value_name = "FILE", env = "PIERHEAD_TOKEN_FILE")]
+        token_file: Option<PathBuf>,
         /// Print the result as JSON.
         #[arg(long)]
         json: bool,
@@ -249,7 +252,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Client { client, file, listen, write, remove: None } => {
             print_client(client, &file, listen, write.as_deref())
         }
-        Command::Gc { file, dry_run, grace, json } => gc(&file, dry_run, grace.as_deref(), json),
+        Command::Gc { file, dry_run, grace, token_file, json } => {
+            gc(&file, dry_run, grace.as_deref(), token_file, json)
+        }
         Command::Demo { json } => demo(json),
         Command::Status { to } => ops::told(&to, ops::status),
         Command::Ls { repository, objects, upstream, n, to } => {
@@ -384,11 +389,19 @@ fn list(paths: std::io::Result<Vec<PathBuf>>, what: &str, folder: &Path) -> Exit
     }
 }
 
-fn gc(file: &File, dry_run: bool, grace: Option<&str>, json: bool) -> ExitCode {
-    let loaded = match load(file, &Overrides::default()) {
+fn gc(
+    file: &File,
+    dry_run: bool,
+    grace: Option<&str>,
+    token_file: Option<PathBuf>,
+    json: bool,
+) -> ExitCode {
+    let mut loaded = match load(file, &Overrides::default()) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    let admin = &mut loaded.config.admin;
+    admin.token_file = token_file.or(admin.token_file.take());
     let grace = match grace.map(Span::parse).transpose() {
         Ok(grace) => grace,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use serde_json::{Value, json};
 
 use super::ask::Admin;
 use super::{File, Overrides, failed, load, runtime};
+use crate::config::admin::token;
+use crate::config::{Config, Loaded};
 
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
@@ -28,6 +31,9 @@ pub(super) struct AdminArgs {
     /// The mirror's admin address, instead of the configured one.
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
+    /// The file with the admin address's token, instead of the configured one.
+    #[arg(long, value_name = "FILE", env = "PIERHEAD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,15 +44,19 @@ pub(super) fn told(
     to: &AdminArgs,
     work: impl AsyncFnOnce(&Admin) -> anyhow::Result<String>,
 ) -> ExitCode {
-    let authority = match &to.admin {
-        Some(authority) => authority.clone(),
+    let (authority, configured) = match &to.admin {
+        Some(authority) => (authority.clone(), None),
         None => match load(&to.file, &Overrides::default()) {
-            Ok(loaded) => reachable(loaded.config.admin),
+            Ok(Loaded { config: Config { admin, .. }, .. }) => {
+                (reachable(admin.address), admin.token_file)
+            }
             Err(code) => return code,
         },
     };
+    let file = to.token_file.clone().or(configured);
     let outcome = runtime(1).and_then(|runtime| {
-        let admin = Admin::new(authority, to.json)?;
+        let token = file.map(|file| token(&file)).transpose().map_err(anyhow::Error::msg)?;
+        let admin = Admin::new(authority, token, to.json)?;
         runtime.block_on(work(&admin))
     });
     match outcome {

@@ -131,13 +131,20 @@ impl Checker<'_> {
                 self.fault(&[at(index), at(other)], &text);
             }
         }
-        if let Some(index) = all.iter().position(|listen| clash(listen.address, config.admin)) {
+        if let Some(index) =
+            all.iter().position(|listen| clash(listen.address, config.admin.address))
+        {
             let text = format!(
                 "the admin address {} and the pull address {} are the same port; give one of them \
                  another",
-                config.admin, all[index].address
+                config.admin.address, all[index].address
             );
-            self.fault(&[path(["admin"]), at(index)], &text);
+            self.fault(&[path(["admin", "address"]), path(["admin"]), at(index)], &text);
+        }
+        if let Some(file) = &config.admin.token_file
+            && let Err(why) = super::admin::token(file)
+        {
+            self.fault(&[path(["admin", "token_file"])], &why);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::check::{Checker, path};
 use super::clients::{Clients, Tls};
 use super::de::nearest;
-use super::{Auth, Config, hosts, htpasswd, jwks, tls};
+use super::{Auth, Config, hosts, htpasswd, tls};
 
 /// The shortest key that is as strong as the signatures it makes.
 const TOKEN_KEY_BYTES_MIN: usize = 32;
@@ -18,6 +18,11 @@ impl Checker<'_> {
             let index = index.to_string();
             if let Some(tls) = &listen.tls {
                 self.listener(&index, tls);
+            }
+            if listen.anonymous && listen.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+                let text = "an address that asks nobody who he is has no use for certificates of \
+                            clients; remove `anonymous` or `client_ca`";
+                self.fault(&[path(["listen", &index, "anonymous"])], text);
             }
             for (nth, name) in listen.serves.iter().enumerate() {
                 if config.upstreams.contains_key(name) || name == "hosted" {
@@ -91,9 +96,15 @@ impl Checker<'_> {
             self.fault(&[path(["clients", "htpasswd"])], &why);
         }
         if let Some(jwt) = &clients.jwt
-            && let Err(why) = jwks::load(&jwt.jwks)
+            && let Some(why) = jwt.fault()
         {
             self.fault(&[path(["clients", "jwt", "jwks"])], &why);
+        }
+        if let Some(jwt) = &clients.jwt
+            && !(1..=3600).contains(&jwt.fetch_after.get().as_secs())
+        {
+            let text = "a strange token must not have us fetch keys all the time; write 1s to 1h";
+            self.fault(&[path(["clients", "jwt", "fetch_after"])], text);
         }
         if let Some(key) = &clients.token_key {
             let at = [path(["clients", "token_key"])];

@@ -74,12 +74,75 @@ pub struct Clients {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
-    /// The service's public keys, a JWKS document. Read again whenever it changes.
+    /// The service's public keys, a JWKS document: a file, read again whenever it changes, or an `https`
+    /// URL, fetched at start, each hour, and for a key that is not known yet. Keys that cannot be
+    /// fetched anew stay.
     pub jwks: PathBuf,
+    /// How long after one fetch of that URL the next may follow, whoever shows what. Default `30s`.
+    #[serde(default = "fetch_after")]
+    pub fetch_after: Span,
+    /// Certificates that are trusted besides the system's for that URL, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Whether that URL may lead to private and loopback addresses. Default `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub private: bool,
     /// What `iss` must be.
     pub issuer: String,
     /// What `aud` must name.
     pub audience: String,
+}
+
+fn fetch_after() -> Span {
+    Span::secs(30)
+}
+
+impl Jwt {
+    /// The URL that the keys are fetched from, where they are not in a file.
+    pub fn url(&self) -> Option<url::Url> {
+        let text = self.jwks.to_str().filter(|text| text.contains("://"))?;
+        url::Url::parse(text).ok()
+    }
+
+    /// What is wrong with where the keys are, as far as it can be told without asking anybody.
+    pub(super) fn fault(&self) -> Option<String> {
+        let Some(url) = self.url() else {
+            return super::jwks::load(&self.jwks).err();
+        };
+        let host = url.host();
+        let near = match &host {
+            Some(url::Host::Ipv4(ip)) => !is_public((*ip).into()),
+            Some(url::Host::Ipv6(ip)) => !is_public((*ip).into()),
+            Some(url::Host::Domain(name)) => *name == "localhost",
+            None => false,
+        };
+        let wrong = if url.scheme() != "https" {
+            "keys that come over anything but https are anybody's; write an https URL"
+        } else if host.is_none() || !url.username().is_empty() || url.password().is_some() {
+            "this is no URL of a document; write https://HOST/PATH without a user"
+        } else if near && !self.private {
+            "this is an address of the site's own; if it is right, add `private: true`"
+        } else {
+            return None;
+        };
+        Some(wrong.to_owned())
+    }
+}
+
+/// Whether an address is nobody's own, as far as a written one goes; names are judged when they are
+/// looked up.
+fn is_public(ip: std::net::IpAddr) -> bool {
+    match ip.to_canonical() {
+        std::net::IpAddr::V4(ip) => {
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified())
+        }
+        std::net::IpAddr::V6(ip) => {
+            !(ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local())
+        }
+    }
 }
 
 /// Who may do what.

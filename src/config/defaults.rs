@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use super::units::{Free, Size, Span};
 use super::{
-    Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Upstream, WELL_KNOWN,
+    AdminListen, Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Upstream,
+    WELL_KNOWN,
 };
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
@@ -22,7 +23,7 @@ impl Default for Config {
             .filter_map(|(name, ..)| Some(((*name).to_owned(), Upstream::named(name)?)));
         Self {
             listen: vec![Listen::default()],
-            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)),
+            admin: AdminListen::at(super::admin::usual()),
             cache: Cache::default(),
             default_upstream: Some(DEFAULT_UPSTREAM.to_owned()),
             upstreams: upstreams.collect::<BTreeMap<_, _>>(),
@@ -37,7 +38,7 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000));
-        Self { address, tls: None, serves: Vec::new(), url: None }
+        Self { address, tls: None, serves: Vec::new(), anonymous: false, url: None }
     }
 }
 

@@ -173,8 +173,8 @@ fn veil(line: &str) -> String {
 fn secret_at(line: &str) -> Option<usize> {
     line.match_indices(':').map(|(colon, _)| colon).find_map(|colon| {
         let key = line[..colon].trim_end_matches([' ', '"', '\'']);
-        let start = key.rfind(|c: char| !c.is_alphanumeric() && c != '_' && c != '-');
-        let key = key[start.map_or(0, |at| at + 1)..].to_lowercase();
+        let part = |c: char| !c.is_alphanumeric() && c != '_' && c != '-';
+        let key = key.rsplit(part).next().unwrap_or_default().to_lowercase();
         let telling = ["pas", "secret", "token", "pwd"].iter().any(|part| key.contains(part));
         // `auth: user:password` is a slip that people make.
         let value = line[colon + 1..].trim_start();

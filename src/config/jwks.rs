@@ -26,6 +26,9 @@ pub enum Key {
 }
 
 impl Key {
+    /// Every algorithm that some key is used with.
+    pub const ALGORITHMS: [&str; 3] = ["RS256", "ES256", "EdDSA"];
+
     /// The only algorithm it is used with.
     pub fn algorithm(&self) -> &'static str {
         match self {

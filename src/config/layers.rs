@@ -12,7 +12,7 @@ use super::{Config, WELL_KNOWN};
 const PREFIX: &str = "PIERHEAD_";
 
 /// Variables of ours that are no keys of the configuration.
-const NO_KEYS: &[&str] = &["PIERHEAD_CONFIG"];
+const NO_KEYS: &[&str] = &["PIERHEAD_CONFIG", "PIERHEAD_TOKEN_FILE"];
 
 /// What the command line says; it wins over the environment, which wins over the file.
 #[derive(Clone, Debug, Default)]
@@ -130,6 +130,10 @@ pub(super) fn environment(
             Some(long) => long_path(long, root),
             None => short.get(rest).cloned().ok_or_else(|| unknown(name, &short)),
         };
+        let path = path.map(|path| if path == ["admin"] { admin(root) } else { path });
+        if path.as_ref().is_ok_and(|path| path.len() > 1 && path[0] == "admin") {
+            lengthen_admin(root);
+        }
         match path.and_then(|path| Ok((path, value_of(value, &origin)?))) {
             Ok((path, node)) => set(root, &path, node, &origin),
             Err(text) => snags.push(Snag { origin, text }),
@@ -156,6 +160,10 @@ fn short_names() -> BTreeMap<String, Vec<String>> {
     let Ok(serde_json::Value::Object(top)) = serde_json::to_value(Config::default()) else {
         return names;
     };
+    for below in ["address", "token_file", "guard_metrics"] {
+        let path = vec!["admin".to_owned(), below.to_owned()];
+        names.insert(format!("ADMIN_{below}").to_uppercase(), path);
+    }
     for (key, value) in top {
         names.insert(key.to_uppercase(), vec![key.clone()]);
         if let (serde_json::Value::Object(section), true) = (value, key != "upstreams") {
@@ -236,6 +244,27 @@ fn value_of(value: &str, origin: &Origin) -> Result<Node, String> {
     }
 }
 
+/// The admin address is a key of its own where it is written in its long form: an address given
+/// from above must not take its token away.
+fn admin(root: &Node) -> Vec<String> {
+    let top = vec!["admin".to_owned()];
+    match root.find(&top).map(|node| &node.value) {
+        Some(Value::Map(_)) => vec!["admin".to_owned(), "address".to_owned()],
+        _ => top,
+    }
+}
+
+/// Makes the short form of the admin address the long one, so that a key can stand beside it.
+fn lengthen_admin(root: &mut Node) {
+    let Value::Map(map) = &mut root.value else { return };
+    let Some((_, node)) = map.get_mut("admin") else { return };
+    if matches!(node.value, Value::Scalar { .. }) && !node.is_null() {
+        let origin = node.origin.clone();
+        let short = std::mem::replace(node, Node::empty_map(origin.clone()));
+        set(node, &["address".to_owned()], short, &origin);
+    }
+}
+
 /// Puts a node at the end of `path`, over whatever stands there or in the way.
 fn set(root: &mut Node, path: &[String], node: Node, origin: &Origin) {
     let Some((first, rest)) = path.split_first() else {
@@ -257,6 +286,7 @@ fn set(root: &mut Node, path: &[String], node: Node, origin: &Origin) {
 
 /// Lays the flags over the tree.
 pub(super) fn flags(root: &mut Node, overrides: &Overrides) {
+    let at = admin(root);
     let mut flag = |path: &[&str], name: &'static str, text: String| {
         let path: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
         let node = Node { value: Value::Scalar { text, plain: false }, origin: Origin::Flag(name) };
@@ -266,7 +296,8 @@ pub(super) fn flags(root: &mut Node, overrides: &Overrides) {
         flag(&["listen"], "--listen", address.to_string());
     }
     if let Some(address) = overrides.admin {
-        flag(&["admin"], "--admin", address.to_string());
+        let path: Vec<&str> = at.iter().map(String::as_str).collect();
+        flag(&path, "--admin", address.to_string());
     }
     if let Some(path) = &overrides.cache {
         flag(&["cache", "path"], "--cache", path.to_string_lossy().into_owned());
@@ -322,6 +353,21 @@ mod tests {
             let error = expand(written, &env(&pairs)).unwrap_err();
             assert!(error.starts_with(why), "{written}: {error}");
         }
+    }
+
+    #[test]
+    fn an_admin_address_and_its_token_do_not_take_each_other_away() {
+        let (root, snags) = laid("admin: 0.0.0.0:1", &[("PIERHEAD_ADMIN_TOKEN_FILE", "/t")]);
+        assert!(snags.is_empty());
+        assert_eq!(text(&root, "admin address").unwrap(), "0.0.0.0:1");
+        assert_eq!(text(&root, "admin token_file").unwrap(), "/t");
+        let long = "admin: {address: 0.0.0.0:1, token_file: /t}";
+        let (mut root, _) = laid(long, &[("PIERHEAD_ADMIN", "0.0.0.0:2")]);
+        assert_eq!(text(&root, "admin address").unwrap(), "0.0.0.0:2");
+        let admin = Some(([127, 0, 0, 1], 3).into());
+        flags(&mut root, &Overrides { admin, ..Overrides::default() });
+        assert_eq!(text(&root, "admin address").unwrap(), "127.0.0.1:3");
+        assert_eq!(text(&root, "admin token_file").unwrap(), "/t");
     }
 
     #[test]

@@ -467,7 +467,7 @@ f.yaml:19:19: `ghcr.oi` is not among the upstreams; did you mean `ghcr.io`?
             admin: None,
         };
         let config = Config::load(Some(&path), env.clone(), &flags).unwrap().config;
-        assert_eq!((config.listen[0].address.port(), config.admin.port()), (21, 12));
+        assert_eq!((config.listen[0].address.port(), config.admin.address.port()), (21, 12));
         assert_eq!(
             (config.cache.path.to_str().unwrap(), config.cache.memory.bytes()),
             ("twenty", 1 << 20)

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use units::{Free, Size, Span};
 
+pub mod admin;
 mod auth;
 mod check;
 mod check_auth;
@@ -35,6 +36,7 @@ pub mod tls;
 mod tree;
 pub mod units;
 
+pub use admin::AdminListen;
 pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
 pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
@@ -52,9 +54,8 @@ pub struct Config {
     #[schemars(schema_with = "read::one_or_many_schema")]
     pub listen: Vec<Listen>,
     /// Metrics, health and the admin API; never on the pull port. Default `127.0.0.1:5001`.
-    #[serde(deserialize_with = "read::socket")]
-    #[schemars(with = "String")]
-    pub admin: SocketAddr,
+    #[schemars(schema_with = "admin::schema")]
+    pub admin: AdminListen,
     /// Where content is kept, and how much of it.
     pub cache: Cache,
     /// The upstream for requests that name no registry. Default: `docker.io`, where that is one.
@@ -88,6 +89,11 @@ pub struct Listen {
     /// The upstreams that are reached here, and `hosted`. Empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub serves: Vec<String>,
+    /// Whether nobody is asked who he is here: no challenge, and no login is looked at. What the rules
+    /// let `anonymous` do is done, and what upstreams show to everyone is shown; the rest is denied.
+    /// For Docker's `registry-mirrors`, which sends no login. Default `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
     /// The base URL that clients know this address by, for the token service. Default: as the
     /// request says.
     #[serde(serialize_with = "read::write_optional", skip_serializing_if = "Option::is_none")]

@@ -56,7 +56,7 @@ impl<'de> Visitor<'de> for ListenVisitor {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Listen, E> {
         let address = address(text).map_err(E::custom)?;
-        Ok(Listen { address, tls: None, serves: Vec::new(), url: None })
+        Ok(Listen { address, ..Listen::default() })
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Listen, E> {
@@ -72,12 +72,14 @@ impl<'de> Visitor<'de> for ListenVisitor {
             tls: Option<Tls>,
             #[serde(default)]
             serves: Vec<String>,
+            #[serde(default)]
+            anonymous: bool,
             url: Option<String>,
         }
-        let Form { address, tls, serves, url } =
+        let Form { address, tls, serves, anonymous, url } =
             Form::deserialize(MapAccessDeserializer::new(map))?;
         let url = url.map(|url| endpoint(&url).map_err(A::Error::custom)).transpose()?;
-        Ok(Listen { address, tls, serves, url })
+        Ok(Listen { address, tls, serves, anonymous, url })
     }
 }
 

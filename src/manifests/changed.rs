@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use moka::sync::Cache;
 
-use super::Manifests;
+use super::{Manifests, Wanted};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::media::Manifest;
 use crate::name::{Reference, Tag};
 use crate::store::{Place, TagRecord};
@@ -77,7 +77,7 @@ impl Manifests {
     ) -> Result<()> {
         let clear: Vec<Tag> = pushing.alone(|tag| self.pushes(place, tag));
         self.unsure(place, pushing).await;
-        self.absent.invalidate(&(place.clone(), Reference::Digest(digest)));
+        self.come(place, &Reference::Digest(digest));
         let counted: Vec<u64> = clear.iter().map(|tag| self.pushes(place, tag)).collect();
         let manifest = Manifest::read(&bytes, content_type)?;
         let size = bytes.len() as u64;
@@ -90,12 +90,21 @@ impl Manifests {
         Ok(())
     }
 
+    /// Forgets that something was absent, whoever was told so.
+    fn come(&self, place: &Place, reference: &Reference) {
+        let (place, reference) = (place.clone(), reference.clone());
+        let gone = move |(_, p, r): &Wanted, _: &Error| *p == place && *r == reference;
+        if let Err(error) = self.absent.invalidate_entries_if(gone) {
+            tracing::warn!(%error, "what was absent a moment ago may be told so for seconds");
+        }
+    }
+
     /// Takes in that nobody knows what these tags stand for now: they are asked for again, and what
     /// was known stands in only where the upstream cannot say.
     pub async fn unsure(self: &Arc<Self>, place: &Place, pushing: Pushing) {
         for (tag, _) in pushing.0 {
             self.count(place, &tag);
-            self.absent.invalidate(&(place.clone(), Reference::Tag(tag.clone())));
+            self.come(place, &Reference::Tag(tag.clone()));
             self.doubt(place, &tag).await;
         }
     }
@@ -121,7 +130,7 @@ impl Manifests {
     /// `Internal` where the disk fails.
     pub async fn forget(self: &Arc<Self>, place: &Place, digest: &Digest) -> Result<()> {
         let dropped = self.store.drop_link(place, digest).await.map(drop);
-        dropped.map_err(|e| crate::error::Error::internal("cannot forget content", e))
+        dropped.map_err(|e| Error::internal("cannot forget content", e))
     }
 
     fn count(&self, place: &Place, tag: &Tag) -> u64 {

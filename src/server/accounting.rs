@@ -25,6 +25,7 @@ impl Account {
     ) -> Line<'a> {
         Line {
             client: session.client_addr().and_then(|a| a.as_inet()),
+            user: self.user.as_deref(),
             method: &request.method,
             path: &request.path,
             upstream: self.upstream.as_deref().unwrap_or_default(),

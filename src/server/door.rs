@@ -35,17 +35,18 @@ impl Mirror {
                 Method::POST => respond::read_body(session, ASK_BYTES_MAX, within).await,
                 _ => None,
             };
-            self.token(door, request, form.as_deref().map(Vec::as_slice)).await
+            self.token(door, request, form.as_deref().map(Vec::as_slice), account).await
         } else {
             self.answer(door, request, session, account).await
         };
+        let outcome = outcome.map_err(|error| door.without_challenge(error));
+        self.count_decision(door, request, outcome.as_ref().err().map(Error::kind));
         match outcome {
             Ok(answer) => answer,
             Err(error) => {
                 super::log_failure(request, &error);
                 let mut answer = answer::error(&error, &request.user_agent, &request.method);
                 if error.kind() == Kind::Unauthorized {
-                    self.metrics.auth_decided("challenged");
                     let scope = account.scope.as_deref();
                     let challenge = self.doors.challenge(door, &request.knock, scope);
                     answer.header(header::WWW_AUTHENTICATE, challenge);
@@ -53,6 +54,19 @@ impl Mirror {
                 answer
             }
         }
+    }
+
+    /// Counts what was decided about whoever asks, where anything is to be decided.
+    fn count_decision(&self, door: &Door, request: &Request, refusal: Option<Kind>) {
+        let guarded = || self.doors.guard(door, request.knock.host.as_deref());
+        let decision = match refusal {
+            Some(Kind::Unauthorized) if request.knock.authorization.is_some() => "refused",
+            Some(Kind::Unauthorized) => "challenged",
+            Some(Kind::Denied) => "denied",
+            _ if guarded() => "allowed",
+            _ => return,
+        };
+        self.metrics.auth_decided(decision);
     }
 
     /// `GET /v2/`. Credentials that only an upstream can judge are judged here, since this is what
@@ -78,6 +92,7 @@ impl Mirror {
         door: &Door,
         request: &Request,
         form: Option<&[u8]>,
+        account: &mut Account,
     ) -> Result<Answer> {
         let text = match (&request.method, form) {
             (&Method::GET, _) => request.query.as_deref().unwrap_or_default(),
@@ -93,6 +108,7 @@ impl Mirror {
         };
         let mut asked = Asked::read(text, request.method == Method::POST)?;
         let caller = self.doors.asks_for_token(door, &request.knock, &mut asked).await?;
+        account.user.clone_from(&caller.actor.user);
         self.ping(&caller).await?;
         self.doors.grant(&caller, asked)
     }

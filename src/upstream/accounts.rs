@@ -21,14 +21,20 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// What is kept of each limit for what is not held.
     reserve: u64,
-    /// Held by the one request that tries whether a limit still lasts.
-    trial: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Account {
     credentials: Credentials,
+    limit: Arc<Limit>,
+}
+
+/// What is known of the limit of one account, whoever's it is.
+#[derive(Debug, Default)]
+pub(super) struct Limit {
     budget: Mutex<Budget>,
+    /// Held by the one request that tries whether a limit still lasts.
+    trial: tokio::sync::Mutex<()>,
 }
 
 /// Leave to ask, as one of the accounts.
@@ -49,7 +55,7 @@ impl Turn<'_> {
     /// The upstream answered, with whatever. One that was asked before the limit was reached does
     /// not end the pause.
     pub(super) fn answered(&self) {
-        let mut budget = self.account.budget.lock();
+        let mut budget = self.account.limit.budget.lock();
         if self.trial.is_some() || !budget.is_paused(self.class) {
             budget.open(self.class);
         }
@@ -57,7 +63,7 @@ impl Turn<'_> {
 
     /// The upstream said that a limit is reached: from now on all leave it alone.
     pub(super) fn limited(&self, wait: Option<Duration>) {
-        self.account.budget.lock().pause(self.class, wait, Instant::now());
+        self.account.limit.budget.lock().pause(self.class, wait, Instant::now());
     }
 }
 
@@ -74,11 +80,18 @@ impl Accounts {
     ) -> Result<Self> {
         let account = |auth: &config::Auth| {
             let credentials = Credentials::new(upstream, auth, endpoints)?;
-            Ok(Account { credentials, budget: Mutex::default() })
+            Ok(Account { credentials, limit: Arc::default() })
         };
         let all = auth.accounts().iter().map(account).collect::<Result<_>>()?;
-        let (upstream, trial) = (Arc::clone(upstream), tokio::sync::Mutex::default());
-        Ok(Self { upstream, all, reserve, trial })
+        Ok(Self { upstream: Arc::clone(upstream), all, reserve })
+    }
+
+    /// The same accounts under a limit that was known before they were made.
+    pub(super) fn limited_by(mut self, limit: &Arc<Limit>) -> Self {
+        for account in &mut self.all {
+            account.limit = Arc::clone(limit);
+        }
+        self
     }
 
     /// The account that pushes are made with: one upload must not change hands.
@@ -94,12 +107,12 @@ impl Accounts {
     /// Whether little is left on every account.
     pub(super) fn are_low(&self) -> bool {
         let now = Instant::now();
-        self.all.iter().all(|one| one.budget.lock().is_low(self.reserve, now))
+        self.all.iter().all(|one| one.limit.budget.lock().is_low(self.reserve, now))
     }
 
     /// Notes what an answer says of the account's limit, and says so when it runs low.
     pub(super) fn note(&self, turn: &Turn<'_>, headers: &HeaderMap) {
-        let low = turn.account.budget.lock().note(headers, self.reserve, Instant::now());
+        let low = turn.account.limit.budget.lock().note(headers, self.reserve, Instant::now());
         if let Some((remaining, limit)) = low {
             let source = headers.get("docker-ratelimit-source").and_then(|v| v.to_str().ok());
             tracing::warn!(
@@ -129,7 +142,7 @@ impl Accounts {
             let until = match standing {
                 Standing::Open => return Ok(turn(None)),
                 Standing::Low if patience == Patience::Full => return Ok(turn(None)),
-                Standing::Low if account.budget.lock().look(Instant::now()) => {
+                Standing::Low if account.limit.budget.lock().look(Instant::now()) => {
                     return Ok(turn(None));
                 }
                 Standing::Low => return Err(self.low()),
@@ -143,9 +156,9 @@ impl Accounts {
                 tokio::time::sleep_until(until.into()).await;
             }
             let trial = match patience {
-                Patience::Brief => self.trial.try_lock().ok(),
+                Patience::Brief => account.limit.trial.try_lock().ok(),
                 Patience::Full => {
-                    tokio::time::timeout_at(deadline.into(), self.trial.lock()).await.ok()
+                    tokio::time::timeout_at(deadline.into(), account.limit.trial.lock()).await.ok()
                 }
             };
             let trial = trial.ok_or_else(|| self.paused(Duration::from_secs(1)))?;
@@ -165,11 +178,9 @@ impl Accounts {
             Standing::Low => (1, None),
             Standing::Paused(until) => (2, Some(until)),
         };
-        let standings = self
-            .all
-            .iter()
-            .enumerate()
-            .map(|(index, one)| (index, one.budget.lock().standing(class, self.reserve, now)));
+        let standings = self.all.iter().enumerate().map(|(index, one)| {
+            (index, one.limit.budget.lock().standing(class, self.reserve, now))
+        });
         standings.min_by_key(|(_, standing)| rank(*standing)).unwrap_or((0, Standing::Open))
     }
 

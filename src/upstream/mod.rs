@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, StatusCode};
 use url::Url;
 
 use self::access::Access;
-use self::accounts::{Accounts, Turn};
+use self::accounts::{Accounts, Limit, Turn};
 use self::address::Reach;
 use self::answer::read_up_to;
 use self::ask::{Ask, Object};
@@ -41,6 +41,7 @@ mod endpoint;
 mod gcp;
 mod health;
 mod helper;
+pub mod keys;
 mod manners;
 pub mod push;
 pub mod redirect;
@@ -62,8 +63,13 @@ pub enum Patience {
     Full,
 }
 
-/// Whose credentials an upstream is asked with: a keyed hash of them, or ours.
-pub type Who = Option<[u8; 32]>;
+pub use crate::flight::Who;
+
+/// Callers whose limits are remembered; some hundred bytes each.
+const LIMITS_MAX: u64 = 10_000;
+
+/// How long a limit is remembered behind the caller's last request: longer than any pause.
+const LIMITS_KEPT: Duration = Duration::from_secs(2 * 3600);
 
 /// An upstream registry.
 #[derive(Debug)]
@@ -74,6 +80,9 @@ pub struct Upstream {
     access: Access,
     accounts: Accounts,
     anonymous: bool,
+    who: Who,
+    /// Whose limits have been reached of late, by callers; their credentials are not kept.
+    limits: moka::sync::Cache<[u8; 32], Arc<Limit>>,
     manners: Arc<Manners>,
     stall_timeout: Duration,
     segments: usize,
@@ -103,6 +112,11 @@ impl Upstream {
                 &config.endpoints,
                 config.ratelimit.reserve,
             )?,
+            who: None,
+            limits: moka::sync::Cache::builder()
+                .max_capacity(LIMITS_MAX)
+                .time_to_idle(LIMITS_KEPT)
+                .build(),
             anonymous: config.auth.accounts().iter().all(|a| *a == config::Auth::Anonymous),
             manners: Arc::new(Manners::new(&name, config)),
             stall_timeout: config.stall_timeout.get(),
@@ -132,7 +146,10 @@ impl Upstream {
             endpoints: Arc::clone(&self.endpoints),
             wire: Arc::clone(&self.wire),
             access: self.access.for_caller(who, pushes),
-            accounts: Accounts::new(&self.name, &auth, &[], 0)?,
+            accounts: Accounts::new(&self.name, &auth, &[], 0)?
+                .limited_by(&self.limits.get_with(who, Arc::default)),
+            who: Some(who),
+            limits: self.limits.clone(),
             anonymous: false,
             manners: Arc::clone(&self.manners),
             stall_timeout: self.stall_timeout,
@@ -144,6 +161,11 @@ impl Upstream {
     /// Whether it is asked without credentials, so that all it shows is public.
     pub fn is_anonymous(&self) -> bool {
         self.anonymous
+    }
+
+    /// By whose credentials it is asked.
+    pub fn who(&self) -> Who {
+        self.who
     }
 
     /// The configured name.
@@ -217,7 +239,7 @@ impl Upstream {
                 Err(error) => error,
             };
             if error.kind() == Kind::TooManyRequests {
-                // Everybody is told; another account may answer at once, else the turn waits.
+                // Told to all who ask as this account; another may answer at once, else the turn waits.
                 turn.limited(error.wait());
                 limited += 1;
                 if limited > self.accounts.count() {

@@ -99,6 +99,9 @@ impl Bearer {
             (_, "http" | "https") => {}
             _ => return refuse("is not on http"),
         }
+        if !self.realm.username().is_empty() || self.realm.password().is_some() {
+            return refuse("has credentials in it");
+        }
         let (Some(home), Some(host)) = (endpoint.host_str(), self.realm.host_str()) else {
             return refuse("has no host");
         };
@@ -260,6 +263,7 @@ mod tests {
             !permit("https://169.254.169.254/token", false)
                 && !permit("https://127.0.0.1/t", false)
         );
+        assert!(!permit("https://user:pw@auth.docker.io/token", false));
         let single = Url::parse("https://registry").unwrap();
         assert!(bearer("https://other/t").permit("x", &single, Reach::Private, &[], true).is_err());
         let suffix = Url::parse("https://a.github.io").unwrap();

@@ -18,7 +18,7 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 . "$E2E/fixtures.sh"
 
-ALL="curl skopeo podman containerd docker upstreams push newcomer secure through conformance"
+ALL="curl skopeo podman containerd docker upstreams tls push newcomer secure through conformance"
 # shellcheck disable=SC2086  # a list of words
 [ $# -gt 0 ] || set -- $ALL
 

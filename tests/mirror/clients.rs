@@ -428,3 +428,56 @@ async fn an_upload_belongs_to_who_began_it() {
     assert_eq!(ask(Method::GET, &location, "ci").await.status, 204);
     assert_eq!(ask(Method::DELETE, &location, "ci").await.status, 204);
 }
+
+/// The access line of the last request for this path.
+async fn access_line(mirror: &Mirror, path: &str) -> Value {
+    let lines = || {
+        let log = mirror.log();
+        let mut parsed = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        parsed.rfind(|line| line["target"] == "access" && line["path"] == path)
+    };
+    soon("the access line", async {
+        loop {
+            if let Some(line) = lines() {
+                return line;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_access_line_names_the_user_and_the_metrics_nobody() {
+    let all = guarded("").await;
+    let (ci, wrong) = (basic("ci", "builder:pw"), basic("ci", "wrong-pw"));
+    let scope = "scope=repository:secret/app:pull";
+    let token = bearer(&all.token(scope, Some(&ci)).await);
+    assert_eq!(access_line(&all.mirror, "/token").await["user"], "ci");
+    for (repository, shown, status, user) in [
+        ("open/app", None, 200, "-"),
+        ("secret/app", Some(&token), 200, "ci"),
+        ("team/app", Some(&ci), 200, "ci"),
+        ("open/none", Some(&wrong), 401, "-"),
+        ("secret/none", None, 401, "-"),
+        ("none/app", Some(&ci), 403, "ci"),
+    ] {
+        let answer = all.tag(repository, shown.map(String::as_str)).await;
+        assert_eq!(answer.status, status, "{repository}");
+        let line = access_line(&all.mirror, &format!("/v2/{repository}/manifests/v1")).await;
+        assert_eq!(line["user"], user, "{line}");
+    }
+    for secret in ["builder:pw", "wrong-pw", ci.trim_start_matches("Basic "), &token[20..]] {
+        assert!(!all.mirror.log().contains(secret), "{secret}");
+    }
+    for (result, least) in
+        [("allowed", 4.0), ("refused", 1.0), ("challenged", 1.0), ("denied", 1.0)]
+    {
+        let labels = [("result", result)];
+        let counted = all.mirror.metric("pierhead_auth_decisions_total", &labels).await;
+        assert!(counted >= least, "{result}: {counted}");
+    }
+    let metrics = all.mirror.admin("/metrics").answer().await;
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(!metrics.contains("\"ci\"") && !metrics.contains("user="));
+}

@@ -16,6 +16,7 @@
 )]
 #![expect(clippy::print_stderr, reason = "the mirror's log is shown where a test failed")]
 
+mod admin;
 mod advisories;
 mod attacks;
 mod bounds;
@@ -33,8 +34,11 @@ mod hosted_manifests;
 mod hosted_push;
 mod hosted_rights;
 mod hosted_rules;
+mod joined;
+mod keys;
 mod life;
 mod limits;
+mod listeners;
 mod logins;
 mod malformed;
 mod manifests;
@@ -55,6 +59,7 @@ mod segments;
 mod smuggling;
 mod support;
 mod tags;
+mod threats;
 mod through;
 mod tls;
 mod tokens;
