@@ -29,7 +29,7 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const TAG: HeaderName = HeaderName::from_static("oci-tag");
 
 /// Answers for the repositories that live here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Hosting {
     /// The repositories.
     pub hosted: Arc<Hosted>,
@@ -48,6 +48,11 @@ impl Hosting {
         Self { hosted, uploads }
     }
 
+    /// Goes by these settings from now on.
+    pub fn set_settings(&self, settings: &crate::config::Hosted) {
+        self.hosted.set_settings(settings);
+    }
+
     /// What goes on in the background: events, and garbage.
     pub async fn tend(&self) {
         tokio::join!(self.tidy_up(), self.hosted.events.deliver());
@@ -59,13 +64,9 @@ impl Hosting {
             tracing::error!(?error, "nothing can be evicted, and no garbage be collected");
             tokio::time::sleep(LEARN_AGAIN).await;
         }
-        let settings = self.hosted.settings();
-        let interval = settings.gc_interval.get();
-        if interval.is_zero() {
-            return;
-        }
         loop {
-            tokio::time::sleep(interval).await;
+            self.hosted.until_collection().await;
+            let settings = self.hosted.settings();
             match self.collect(settings.gc_grace.get(), false).await {
                 Ok(report) if report.manifests + report.blobs + report.uploads > 0 => {
                     tracing::info!(

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, Listeners, TcpSocketOptions};
 use pingora::protocols::{Stream, TcpKeepalive};
@@ -17,16 +19,17 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::Admin;
-use crate::certificates::Certificates;
-use crate::config::{self, Config};
+use crate::config::{Changes, Config};
 use crate::disk::Disk;
-use crate::doors::Door;
-use crate::keeper::Bounds;
 use crate::metrics::Metrics;
-use crate::server::{Front, Mirror};
+use crate::server::{Current, Front, Mirror, bounds};
 use crate::store::Store;
-use crate::transport::{self, Gate, Places};
+use crate::transport::{Gate, Passage, Places};
 use crate::upkeep;
+
+mod reload;
+
+use reload::unix_seconds;
 
 /// A mirror that is running.
 #[derive(Debug)]
@@ -35,13 +38,20 @@ pub struct Running {
     pub addresses: Vec<SocketAddr>,
     /// Where it is watched.
     pub admin: SocketAddr,
-    mirror: Arc<Mirror>,
+    configured: Arc<Configured>,
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
+}
+
+/// What a reload may change.
+#[derive(Debug)]
+struct Configured {
+    current: Arc<Current>,
+    passages: Vec<Arc<ArcSwap<Passage<Front>>>>,
     places: Arc<Places>,
-    watched: Watched,
-    drain_timeout: Duration,
+    /// One reload at a time.
+    turn: Mutex<()>,
 }
 
 /// Starts a mirror. Every failure is one sentence.
@@ -57,88 +67,70 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    store.set_scrub_rate(config.cache.scrub_rate.bytes());
     let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
     // Only now: what is hosted must be known to be before anything can leave.
-    upkeep::start(&store, config.cache.scrub_rate.bytes());
+    upkeep::start(&store);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
     let pull = bind(&wanted)?;
     let admin = bind(&[config.admin])?;
     let addresses = local(&pull)?;
     let admin_address = local(&admin)?[0];
-    let certificates = config.listen.iter().map(|l| l.tls.as_ref().map(Certificates::load));
-    let certificates: Vec<Option<Arc<Certificates>>> = certificates
-        .map(|one| one.transpose().map_err(anyhow::Error::msg))
-        .collect::<anyhow::Result<_>>()?;
-    let places = Places::new(&config.server, Arc::clone(&metrics));
+    let tended = mirror.hosting.clone();
+    let current = Arc::new(Current::new(mirror));
+    let configured =
+        Arc::new(Configured::new(config, current, Places::new(&config.server, metrics.clone()))?);
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let tended = Arc::clone(&mirror);
+    let admin_app = Admin::new(Arc::clone(&configured.current), addresses.clone());
     let mut services = vec![
-        tokio::spawn(async move { tended.hosting.tend().await }),
-        serve(
-            "admin",
-            admin,
-            Plain(Arc::new(Admin::new(Arc::clone(&mirror), addresses.clone()))),
-            admin_stopped,
-        )?,
+        tokio::spawn(async move { tended.tend().await }),
+        serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
-    for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
-        let tls = certificates.as_ref().map(transport::acceptor).transpose();
-        let gate = Gate {
-            app: Arc::new(Front::new(Arc::clone(&mirror), Door::new(listen))),
-            places: Arc::clone(&places),
-            tls: tls.map_err(anyhow::Error::msg)?,
-        };
-        services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
+    for (bound, passage) in pull.into_iter().zip(&configured.passages) {
+        let (passage, places) = (Arc::clone(passage), Arc::clone(&configured.places));
+        services.push(serve("pull", vec![bound], Gate { passage, places }, pull_stopped.clone())?);
     }
-    let certificates = certificates.into_iter().flatten().collect();
-    let watched = Watched { certificates, mirror: Arc::clone(&mirror) };
-    services.push(tokio::spawn(watch_files(watched.clone())));
-    Ok(Running {
-        addresses,
-        admin: admin_address,
-        mirror,
-        stop_pull,
-        stop_admin,
-        services,
-        places,
-        watched,
-        drain_timeout: config.server.drain_timeout.get(),
-    })
-}
-
-fn bounds(cache: &config::Cache) -> Bounds {
-    Bounds {
-        max_size: cache.max_size.bytes(),
-        min_free: cache.min_free,
-        max_age: cache.max_age.map(config::units::Span::get),
-    }
+    services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
+    metrics.configured(Some(unix_seconds()));
+    Ok(Running { addresses, admin: admin_address, configured, stop_pull, stop_admin, services })
 }
 
 impl Running {
     /// The mirror itself, for those who look at its metrics.
-    pub fn mirror(&self) -> &Arc<Mirror> {
-        &self.mirror
+    pub fn mirror(&self) -> Arc<Mirror> {
+        self.configured.current.load_full()
     }
 
-    /// Reads the files again that change while we run: certificates, users and keys. Connections
-    /// under way stay.
-    pub async fn reload(&self) {
-        self.watched.reload(true).await;
+    /// Puts another configuration into force, all of it that needs no restart or nothing at all.
+    /// Requests under way go on by the one they began with.
+    ///
+    /// # Errors
+    /// One sentence, where something of it cannot be used; the one before stays in force then.
+    pub async fn reload(&self, config: Config) -> anyhow::Result<Changes> {
+        let configured = Arc::clone(&self.configured);
+        tokio::task::spawn_blocking(move || configured.reload(&config)).await?
+    }
+
+    /// Notes that a configuration could not be read.
+    pub fn not_reloaded(&self) {
+        self.mirror().metrics.configured(None);
     }
 
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
     /// Returns whether all of them came to their end.
     pub async fn stop(self) -> bool {
-        let deadline = Instant::now() + self.drain_timeout;
+        let mirror = self.mirror();
+        let deadline = Instant::now() + mirror.config().server.drain_timeout.get();
         let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
-        let drained = tokio::time::timeout_at(deadline.into(), self.places.empty()).await.is_ok();
+        let empty = self.configured.places.empty();
+        let drained = tokio::time::timeout_at(deadline.into(), empty).await.is_ok();
         // What has been downloaded to its end is still to be kept; the rest is resumed some day.
-        while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
+        while drained && Instant::now() < deadline && mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         // The next start shall know what was used last.
-        let flush = self.mirror.store.blocking(|s| {
+        let flush = mirror.store.blocking(|s| {
             s.keeper().flush();
             s.disk().sync();
             Ok(())
@@ -153,45 +145,12 @@ impl Running {
 }
 
 /// Looks at the files each second, so that whoever renews a certificate need tell nobody.
-async fn watch_files(watched: Watched) {
+async fn watch_files(configured: Arc<Configured>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        watched.reload(false).await;
-    }
-}
-
-/// What is read from files of its own that may change at any time.
-#[derive(Clone, Debug)]
-struct Watched {
-    certificates: Vec<Arc<Certificates>>,
-    mirror: Arc<Mirror>,
-}
-
-impl Watched {
-    async fn reload(&self, force: bool) {
-        let doors = &self.mirror.doors;
-        let (people, issuer) = (doors.people().cloned(), doors.issuer().cloned());
-        let certificates = self.certificates.clone();
-        if certificates.is_empty() && people.is_none() && issuer.is_none() {
-            return;
-        }
-        let read = move || {
-            let tell = |what: &str, outcome: Result<bool, String>| match outcome {
-                Ok(true) => tracing::info!("new {what} are in force"),
-                Ok(false) => {}
-                Err(why) => tracing::error!(%why, "new {what} are refused; the old ones stay"),
-            };
-            for one in certificates {
-                tell("certificates", one.reload(force));
-            }
-            if let Some(people) = people {
-                tell("users", people.reload(force));
-            }
-            if let Some(issuer) = issuer {
-                tell("keys", issuer.reload(force));
-            }
-        };
-        let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
+        let configured = Arc::clone(&configured);
+        // A panic there is told by the runtime.
+        let _ = tokio::task::spawn_blocking(move || configured.look_at_files()).await;
     }
 }
 
@@ -234,7 +193,7 @@ where
         );
         fds.add(address, listener.into_raw_fd());
     }
-    let fds: ListenFds = Arc::new(parking_lot::Mutex::new(fds));
+    let fds: ListenFds = Arc::new(Mutex::new(fds));
     let mut service = Service::with_listeners(name.to_owned(), listeners, app);
     Ok(tokio::spawn(async move { service.start_service(Some(fds), stopped, 1).await }))
 }

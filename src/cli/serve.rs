@@ -1,12 +1,13 @@
 //! `serve`: runs the mirror until it is told to stop, and tells a person at a terminal what next.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{File, OverrideArgs, failed, load, runtime};
-use crate::config::{Config, Overrides};
+use crate::config::{self, Changes, Config, Overrides};
 use crate::{client, run, telemetry};
 
 pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
@@ -18,12 +19,16 @@ pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
     };
     telemetry::start(&loaded.config.log);
     let mut loaded = loaded;
-    fit_connections(&mut loaded.config, raise_file_limit());
+    let files = raise_file_limit();
+    fit_connections(&mut loaded.config, files);
     let runtime = match runtime(loaded.config.server.threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let outcome = runtime.block_on(serve_until_told(&loaded.config));
+    let outcome = runtime.block_on(async {
+        let reader = Reader { path: file.config.clone(), overrides, files };
+        serve_until_told(&loaded.config, &reader).await
+    });
     telemetry::flush();
     // Fills that nobody waits for end here; what they have is resumed by the next start.
     runtime.shutdown_background();
@@ -70,7 +75,58 @@ fn fit_connections(config: &mut Config, files: u64) {
     }
 }
 
-async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
+/// Reads the configuration again, as it was read at the start.
+struct Reader {
+    path: Option<PathBuf>,
+    overrides: Overrides,
+    /// Files that may be open.
+    files: u64,
+}
+
+impl Reader {
+    /// Puts the configuration into force as it is now, or tells why not: every fault where it stands,
+    /// as `check` does. The one before stays in force then.
+    async fn reload(&self, running: &run::Running) {
+        let loaded = Config::load(self.path.as_deref(), config::environment(), &self.overrides);
+        let mut loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(faults) => {
+                running.not_reloaded();
+                for fault in &faults {
+                    tracing::error!(%fault, "the new configuration is faulty; the old one stays");
+                }
+                return;
+            }
+        };
+        for warning in &loaded.warnings {
+            tracing::warn!(%warning, "the new configuration works, but is hardly meant so");
+        }
+        fit_connections(&mut loaded.config, self.files);
+        match running.reload(loaded.config).await {
+            Ok(changes) => tell(&changes),
+            Err(error) => {
+                running.not_reloaded();
+                let error = format!("{error:#}");
+                tracing::error!(error, "the new configuration cannot be used; the old one stays");
+            }
+        }
+    }
+}
+
+/// Says what a reload has changed, and what it could not.
+fn tell(changes: &Changes) {
+    if changes.taken.is_empty() {
+        tracing::info!("configuration reloaded: nothing has changed in it");
+    } else {
+        tracing::info!(changed = changes.taken.join(" "), "configuration reloaded");
+    }
+    if !changes.waiting.is_empty() {
+        let keys = changes.waiting.join(" ");
+        tracing::warn!(keys, "these changes take a restart or an upgrade (SIGUSR2)");
+    }
+}
+
+async fn serve_until_told(config: &Config, reader: &Reader) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -86,7 +142,7 @@ async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     tell_systemd(&[NotifyState::Reloading, now]);
                 }
-                running.reload().await;
+                reader.reload(&running).await;
                 tell_systemd(&[NotifyState::Ready]);
             }
         }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use units::{Free, Size, Span};
 
 mod auth;
+mod changes;
 mod check;
 mod check_auth;
 mod check_clients;
@@ -36,6 +37,7 @@ mod tree;
 pub mod units;
 
 pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
+pub use changes::Changes;
 pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
@@ -44,7 +46,7 @@ pub use load::{Loaded, environment};
 pub use show::{init, schema, show};
 
 /// The whole configuration of one Pierhead.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where clients connect: one address or a list of them. Default `127.0.0.1:5000`.
@@ -96,7 +98,7 @@ pub struct Listen {
 }
 
 /// Where content is kept, and how much of it.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cache {
     /// The folder; made if it is not there. Default `./pierhead-data`.
@@ -116,7 +118,7 @@ pub struct Cache {
 }
 
 /// One registry that content is fetched from.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
     /// Base URLs, tried in order. Default: the well-known one, else `https://NAME`.
@@ -189,7 +191,7 @@ pub struct Upstream {
 }
 
 /// How an upstream's limit of requests is spared.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimit {
     /// What is kept for content that is not held: when no more than this is left, held tags are
@@ -199,7 +201,7 @@ pub struct RateLimit {
 
 /// The repositories that live here and can be pushed to. A name that is hosted is never asked
 /// upstream, whatever exists.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hosted {
     /// Patterns of the names that live here: `*` for names of one component, `team/**`. Empty
@@ -255,7 +257,7 @@ pub struct Quota {
 }
 
 /// How the server treats its connections.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Threads that serve sockets; 0 takes one per core. Default `0`.
@@ -280,7 +282,7 @@ pub struct Server {
 }
 
 /// What is written to standard error.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `auto` is text on a terminal and JSON otherwise.

@@ -16,8 +16,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 use crate::cache;
 use crate::config;
@@ -45,7 +46,7 @@ const TOUCHED_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Hosted {
     store: Arc<Store>,
-    settings: config::Hosted,
+    settings: ArcSwap<config::Hosted>,
     /// Each counts the changes made under it.
     locks: Vec<Arc<RwLock<u64>>>,
     members: Cache<(Repository, Digest), Member>,
@@ -53,6 +54,8 @@ pub struct Hosted {
     touched: Cache<(Repository, Digest), ()>,
     usage: Cache<Repository, u64>,
     collecting: tokio::sync::Mutex<()>,
+    /// Settings have changed.
+    changed: Notify,
     /// Who is told what happens.
     pub events: Events,
 }
@@ -64,13 +67,14 @@ impl Hosted {
         let events = Events::new(&settings.events);
         Self {
             store,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             locks: (0..LOCKS).map(|_| Arc::default()).collect(),
             members: Cache::new(RECORDS_MAX),
             tags: Cache::new(RECORDS_MAX),
             touched: Cache::builder().max_capacity(RECORDS_MAX).time_to_live(TOUCHED_FOR).build(),
             usage: Cache::new(10_000),
             collecting: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
             events,
         }
     }
@@ -81,8 +85,26 @@ impl Hosted {
     }
 
     /// What the configuration says of hosted repositories.
-    pub fn settings(&self) -> &config::Hosted {
-        &self.settings
+    pub fn settings(&self) -> Arc<config::Hosted> {
+        self.settings.load_full()
+    }
+
+    /// Goes by these settings from now on.
+    pub fn set_settings(&self, settings: &config::Hosted) {
+        self.events.set_sinks(&settings.events);
+        self.settings.store(Arc::new(settings.clone()));
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next time that garbage is looked for. A change of the interval begins it anew.
+    pub async fn until_collection(&self) {
+        loop {
+            let interval = self.settings().gc_interval.get();
+            tokio::select! {
+                () = tokio::time::sleep(interval), if !interval.is_zero() => return,
+                () = self.changed.notified() => {}
+            }
+        }
     }
 
     /// Reads which content is hosted. Until that is done all content counts as such.
@@ -306,7 +328,7 @@ impl Hosted {
     }
 
     fn is_immutable(&self, repository: &Repository, tag: &Tag) -> bool {
-        self.settings.immutable.iter().any(|rule| {
+        self.settings.load().immutable.iter().any(|rule| {
             fits(&rule.repositories, repository.as_str())
                 && rule.tags.iter().any(|pattern| patterns::matches(pattern, tag.as_str()))
         })
@@ -314,7 +336,8 @@ impl Hosted {
 
     /// The least of the quotas that a repository fits.
     fn quota(&self, repository: &Repository) -> Option<u64> {
-        let quotas = self.settings.quotas.iter();
+        let settings = self.settings.load();
+        let quotas = settings.quotas.iter();
         let fitting = quotas.filter(|quota| fits(&quota.repositories, repository.as_str()));
         fitting.map(|quota| quota.max_size.bytes()).min()
     }

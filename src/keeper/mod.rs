@@ -4,13 +4,12 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use moka::sync::Cache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::blocks::Large;
 use crate::config::units::Free;
@@ -23,18 +22,12 @@ use crate::spares::{Spare, Spares};
 
 mod pinned;
 mod scan;
+mod small;
+
+pub use small::{Small, Smalls};
 
 /// Objects looked at in one go, under one lock.
 const BATCH: usize = 64;
-
-/// Small content in memory.
-#[derive(Debug)]
-pub struct Small {
-    /// The content.
-    pub bytes: Bytes,
-    /// When it was last asked for, in seconds; 0 where the order knows of that.
-    pub used: AtomicU32,
-}
 
 /// Why content leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +72,7 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Keeper {
     disk: Arc<Disk>,
-    bounds: Bounds,
+    bounds: RwLock<Bounds>,
     index: Mutex<Index>,
     /// Downloads that broke off, and content that was set aside.
     spares: Mutex<Spares>,
@@ -91,7 +84,7 @@ pub struct Keeper {
     pinned: Mutex<HashSet<Digest>>,
     /// Whether the folder has been read since the start.
     scanned: tokio::sync::watch::Sender<bool>,
-    small: Cache<Digest, Arc<Small>>,
+    small: Smalls,
     large: Cache<Digest, Arc<Large>>,
     /// Whether the last write failed; for `/readyz` and the metrics.
     trouble: AtomicBool,
@@ -113,14 +106,14 @@ impl Keeper {
     pub fn new(
         disk: Arc<Disk>,
         bounds: Bounds,
-        small: Cache<Digest, Arc<Small>>,
+        small: Smalls,
         large: Cache<Digest, Arc<Large>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
         Self {
             disk,
-            bounds,
+            bounds: RwLock::new(bounds),
             index: Mutex::new(Index::new(bounds.max_size)),
             spares: Mutex::default(),
             pinned: Mutex::default(),
@@ -194,7 +187,7 @@ impl Keeper {
 
     /// Which bound does not hold.
     fn excess(&self) -> Option<Reason> {
-        if self.on_disk() > self.bounds.max_size {
+        if self.on_disk() > self.bounds().max_size {
             return Some(Reason::Size);
         }
         (!self.has_free(0)).then_some(Reason::Free)
@@ -216,7 +209,7 @@ impl Keeper {
         let stays = index.pinned() + self.reserved.load(Ordering::Relaxed);
         let leaves = index.on_disk() - index.pinned() + spares;
         drop(index);
-        stays <= self.bounds.max_size && self.has_free(leaves)
+        stays <= self.bounds().max_size && self.has_free(leaves)
     }
 
     /// Whether enough of the file system is free, or would be with so many bytes more.
@@ -224,7 +217,7 @@ impl Keeper {
         // A file system that does not tell is taken at its word when it is full.
         let Ok((free, total)) = self.disk.space() else { return true };
         let unwritten = self.unwritten.load(Ordering::Relaxed);
-        free.saturating_add(more) >= self.bounds.min_free.of(total).saturating_add(unwritten)
+        free.saturating_add(more) >= self.bounds().min_free.of(total).saturating_add(unwritten)
     }
 
     /// Lets go of at least `bytes`, because the disk is full whatever the bounds say. Of nothing,
@@ -349,7 +342,7 @@ impl Keeper {
     /// with the order, so that the next start knows it.
     pub fn flush(&self) {
         let mut uses: Vec<(Digest, u32)> = Vec::new();
-        uses.extend(self.small.iter().map(|(d, s)| (*d, s.used.swap(0, Ordering::Relaxed))));
+        self.small.each(|d, s| uses.push((*d, s.used.swap(0, Ordering::Relaxed))));
         uses.extend(self.large.iter().map(|(d, l)| (*d, l.used.swap(0, Ordering::Relaxed))));
         for (digest, used) in uses.into_iter().filter(|(_, used)| *used > 0) {
             self.used(&digest, used);
@@ -397,7 +390,14 @@ impl Keeper {
 
     /// The bounds.
     pub fn bounds(&self) -> Bounds {
-        self.bounds
+        *self.bounds.read()
+    }
+
+    /// Changes the bounds; what is too much by them leaves with the next `make_room`.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *self.bounds.write() = bounds;
+        self.index.lock().set_room(bounds.max_size);
+        self.metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
     }
 
     /// Bytes and last use of an object that is held.

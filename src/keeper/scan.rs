@@ -42,14 +42,14 @@ impl Keeper {
             for digest in pinned.iter() {
                 index.pin(digest, true);
             }
-            if self.bounds.max_age.is_some() && gap > GAP {
+            if self.bounds().max_age.is_some() && gap > GAP {
                 index.shift(gap);
             }
             self.report(&index);
         }
         self.scan_spares();
         Self::tell_strangers(strangers);
-        if self.bounds.max_age.is_some() && gap > GAP && newest > 0 {
+        if self.bounds().max_age.is_some() && gap > GAP && newest > 0 {
             self.shift_times(gap);
         }
         self.scanned.send_replace(true);
@@ -108,7 +108,7 @@ impl Keeper {
             let Some(spare) = spare else { break };
             self.disk.drop_fill(&spare.path);
         }
-        let Some(age) = self.bounds.max_age else { return };
+        let Some(age) = self.bounds().max_age else { return };
         let before = now().saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
         let mut from = 0;
         loop {

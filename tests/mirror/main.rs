@@ -46,6 +46,7 @@ mod pull;
 mod ranges;
 mod redirects;
 mod registries;
+mod reload;
 mod rot;
 mod routing;
 mod scripts;

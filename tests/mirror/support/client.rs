@@ -177,6 +177,38 @@ impl Drop for Reading {
     }
 }
 
+/// A connection that stays, for one request after the other.
+pub(crate) struct Lasting {
+    address: SocketAddr,
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Lasting {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.expect("the mirror takes connections");
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.expect("HTTP");
+        tokio::spawn(connection);
+        Self { address, sender }
+    }
+
+    /// Status and body; an error where the connection broke before their end.
+    pub(crate) async fn get(&mut self, path: &str) -> Result<(u16, Bytes), String> {
+        let request = Request::get(path)
+            .header("host", self.address.to_string())
+            .header("accept", [OCI_MANIFEST, OCI_INDEX, "*/*"].join(", "))
+            .body(Full::default())
+            .expect("a request");
+        let answer = async {
+            self.sender.ready().await.map_err(|e| e.to_string())?;
+            let answer = self.sender.send_request(request).await.map_err(|e| e.to_string())?;
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.map_err(|e| e.to_string())?;
+            Ok((status, body.to_bytes()))
+        };
+        soon(path, answer).await
+    }
+}
+
 /// A head and what came of the body.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {

@@ -262,6 +262,25 @@ impl Mirror {
             .expect("our own child");
     }
 
+    /// Changes the configuration's text, and has the mirror read it. Returns once it has, whether
+    /// that has put it into force.
+    pub(crate) async fn reload(&self, change: impl FnOnce(String) -> String) -> bool {
+        const DONE: [&str; 2] = ["configuration reloaded", "; the old one stays"];
+        let path = self.folder.path().join("pierhead.yaml");
+        let text = std::fs::read_to_string(&path).expect("our own file");
+        std::fs::write(&path, change(text)).expect("our own file");
+        let said = || DONE.map(|words| self.log().matches(words).count());
+        let before = said();
+        self.signal(Signal::SIGHUP);
+        soon("the end of a reload", async {
+            while said() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        said()[0] > before[0]
+    }
+
     /// Waits for the process to end by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the mirror is running");
