@@ -131,3 +131,7 @@ pub const OPEN_FILES_MAX: u64 = 1024;
 
 /// Tag and link records held in memory, a few hundred bytes each.
 pub const RECORDS_MAX: u64 = 100_000;
+
+/// How long the transfers of a process that has handed over may go on. A client that takes nothing is
+/// cut off long before; what takes an hour is a slow line, and the next upgrade waits for it.
+pub const HANDED_OVER_DRAIN: Duration = Duration::from_secs(3600);

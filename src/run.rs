@@ -1,7 +1,7 @@
 //! Binding, serving, stopping.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ use tokio::task::JoinHandle;
 use crate::admin::Admin;
 use crate::config::{Changes, Config};
 use crate::disk::Disk;
+use crate::handover::{Inherited, Listening};
+use crate::keeper::Company;
 use crate::metrics::Metrics;
 use crate::server::{Current, Front, Mirror, bounds};
 use crate::store::Store;
@@ -28,6 +30,7 @@ use crate::transport::{Gate, Passage, Places};
 use crate::upkeep;
 
 mod reload;
+mod upgrade;
 
 use reload::unix_seconds;
 
@@ -42,6 +45,8 @@ pub struct Running {
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
+    /// The sockets, to be handed over: the admin address comes last.
+    listening: Vec<Listening>,
 }
 
 /// What a reload may change.
@@ -59,7 +64,17 @@ struct Configured {
 /// # Errors
 /// Where an address cannot be bound or the cache folder cannot be used.
 pub fn start(config: &Config) -> anyhow::Result<Running> {
-    let disk = Disk::open(&config.cache.path)?;
+    start_with(config, Inherited::default())
+}
+
+/// Starts a mirror with what another process has opened for it, and tells that process once this one
+/// serves.
+///
+/// # Errors
+/// As `start`.
+pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<Running> {
+    let disk = Disk::open_with(&config.cache.path, inherited.lock.take())?;
+    let shared = disk.is_handed();
     let metrics = Arc::new(Metrics::new()?);
     let store = Arc::new(Store::new(
         disk,
@@ -67,16 +82,28 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    if shared {
+        store.keeper().set_company(Company::Before);
+    }
     store.set_scrub_rate(config.cache.scrub_rate.bytes());
     let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
     // Only now: what is hosted must be known to be before anything can leave.
     upkeep::start(&store);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
-    let pull = bind(&wanted)?;
-    let admin = bind(&[config.admin])?;
-    let addresses = local(&pull)?;
-    let admin_address = local(&admin)?[0];
+    let pull = bind(&wanted, &mut inherited)?;
+    let admin = bind(&[config.admin], &mut inherited)?;
+    for address in inherited.close_rest() {
+        tracing::warn!(%address, "a socket that was handed to this process is in nobody's configuration; it is closed");
+    }
+    let (addresses, admin_address) = (local(&pull)?, local(&admin)?[0]);
+    let configured_as = wanted.iter().copied().chain([config.admin]);
+    let listening = pull.iter().chain(&admin).zip(configured_as).map(|(listener, configured)| {
+        let (local, fd) = (listener.local_addr()?, listener.as_raw_fd());
+        Ok(Listening { configured, local, fd })
+    });
+    let listening = listening.collect::<anyhow::Result<_>>()?;
     let tended = mirror.hosting.clone();
+    let unknown = shared && (inherited.hosting || !config.hosted.repositories.is_empty());
     let current = Arc::new(Current::new(mirror));
     let configured =
         Arc::new(Configured::new(config, current, Places::new(&config.server, metrics.clone()))?);
@@ -84,7 +111,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     let (stop_admin, admin_stopped) = watch::channel(false);
     let admin_app = Admin::new(Arc::clone(&configured.current), addresses.clone());
     let mut services = vec![
-        tokio::spawn(async move { tended.tend().await }),
+        tokio::spawn(async move { tended.tend(unknown).await }),
         serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
     for (bound, passage) in pull.into_iter().zip(&configured.passages) {
@@ -93,7 +120,18 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
     }
     services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
     metrics.configured(Some(unix_seconds()));
-    Ok(Running { addresses, admin: admin_address, configured, stop_pull, stop_admin, services })
+    if let Some(before) = inherited.before {
+        upgrade::take_over(before, configured.current.load_full(), shared);
+    }
+    Ok(Running {
+        addresses,
+        admin: admin_address,
+        configured,
+        stop_pull,
+        stop_admin,
+        services,
+        listening,
+    })
 }
 
 impl Running {
@@ -119,7 +157,7 @@ impl Running {
 
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
     /// Returns whether all of them came to their end.
-    pub async fn stop(self) -> bool {
+    pub async fn stop(&self) -> bool {
         let mirror = self.mirror();
         let deadline = Instant::now() + mirror.config().server.drain_timeout.get();
         let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
@@ -129,7 +167,13 @@ impl Running {
         while drained && Instant::now() < deadline && mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // The next start shall know what was used last.
+        self.flush().await;
+        drained
+    }
+
+    /// Ends everything, so that the next start knows what was used last.
+    async fn flush(&self) {
+        let mirror = self.mirror();
         let flush = mirror.store.blocking(|s| {
             s.keeper().flush();
             s.disk().sync();
@@ -137,10 +181,9 @@ impl Running {
         });
         let _ = flush.await; // only the order would suffer
         let _ = self.stop_admin.send(true);
-        for service in self.services {
+        for service in &self.services {
             service.abort();
         }
-        drained
     }
 }
 
@@ -155,10 +198,13 @@ async fn watch_files(configured: Arc<Configured>) {
 }
 
 /// Binds ourselves: Pingora retries for 30 s and then panics, and never tells the port.
-fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+fn bind(addresses: &[SocketAddr], inherited: &mut Inherited) -> anyhow::Result<Vec<TcpListener>> {
     addresses
         .iter()
         .map(|address| {
+            if let Some(listener) = inherited.listener(*address) {
+                return Ok(listener);
+            }
             let listener = TcpListener::bind(address)
                 .with_context(|| format!("cannot listen on {address}; stop what listens there, or choose another address (`listen`, `admin`, or --listen, --admin)"))?;
             listener.set_nonblocking(true)?;

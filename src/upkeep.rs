@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::blocks;
 use crate::digest::Digest;
+use crate::keeper::Company;
 use crate::store::Store;
 use crate::{pins, purge};
 
@@ -101,6 +102,7 @@ async fn collect_daily(store: Weak<Store>) {
     loop {
         tokio::time::sleep(COLLECT_PAUSE).await;
         let Some(store) = store.upgrade() else { return };
+        store.keeper().alone().await;
         match purge::collect(&store).await {
             Ok(0) => {}
             Ok(records) => tracing::info!(records, "removed records of content that has left"),
@@ -117,7 +119,11 @@ async fn scrub_forever(store: Weak<Store>) {
         store.keeper().scanned().await;
     }
     loop {
-        match store.upgrade().map(|store| store.scrub_rate()) {
+        let rate = store.upgrade().map(|store| match store.keeper().company() {
+            Company::Alone => store.scrub_rate(),
+            Company::Before | Company::Behind => 0,
+        });
+        match rate {
             None => return,
             Some(0) => {
                 tokio::time::sleep(SCRUB_ASKED).await;

@@ -279,6 +279,8 @@ pub struct Server {
     pub send_timeout: Span,
     /// How long transfers under way may go on after SIGTERM. Default `30s`.
     pub drain_timeout: Span,
+    /// How long a new binary may take until it serves, at an upgrade by SIGUSR2. Default `60s`.
+    pub upgrade_timeout: Span,
 }
 
 /// What is written to standard error.

@@ -226,7 +226,7 @@ impl Hosted {
 
     /// How much a repository contains. Read once, then kept up.
     fn usage(&self, folder: &Folder, repository: &Repository) -> Result<u64> {
-        if let Some(used) = self.usage.get(repository) {
+        if let Some(used) = self.usage.get(repository).filter(|_| !self.is_shared()) {
             return Ok(used);
         }
         let mut used = 0;

@@ -23,8 +23,10 @@ use tokio::sync::{Notify, RwLock};
 use crate::cache;
 use crate::config;
 use crate::digest::Digest;
+use crate::disk::Turn;
 use crate::error::{Error, Kind, Result};
 use crate::held::Held;
+use crate::keeper::Company;
 use crate::limits::RECORDS_MAX;
 use crate::manifests::Found;
 use crate::name::{Reference, Repository, Tag};
@@ -107,6 +109,38 @@ impl Hosted {
         }
     }
 
+    /// Whether another process may change the records too, so that they are read from the disk each
+    /// time, and in turns.
+    fn is_shared(&self) -> bool {
+        self.store.keeper().company() != Company::Alone
+    }
+
+    /// The other process's turn, or ours.
+    fn turn(&self, exclusive: bool) -> Result<Option<Turn>> {
+        let shared = self.is_shared().then(|| self.store.disk().turn(exclusive));
+        shared.transpose().map_err(unreadable)
+    }
+
+    /// Waits until nobody else may change the records. Cancel safe.
+    pub async fn unshared(&self) {
+        self.store.keeper().alone().await;
+    }
+
+    /// Waits for the changes that have begun when nobody else was at work on the records.
+    pub async fn settle(&self) {
+        for lock in &self.locks {
+            drop(lock.write().await);
+        }
+    }
+
+    /// Forgets what was read of the records while another process might change them.
+    pub fn forget(&self) {
+        self.members.invalidate_all();
+        self.tags.invalidate_all();
+        self.touched.invalidate_all();
+        self.usage.invalidate_all();
+    }
+
     /// Reads which content is hosted. Until that is done all content counts as such.
     ///
     /// # Errors
@@ -153,8 +187,9 @@ impl Hosted {
         let (me, folder) = (Arc::clone(self), self.folder(repository));
         // The guard goes along: whoever asked may be gone before the work is done.
         tokio::task::spawn_blocking(move || {
+            let turn = me.turn(false)?;
             let done = work(&me, &folder);
-            drop(guard);
+            drop((turn, guard));
             done
         })
         .await
@@ -170,9 +205,10 @@ impl Hosted {
         let mut guard = self.lock(repository).write_owned().await;
         let (me, folder) = (Arc::clone(self), self.folder(repository));
         tokio::task::spawn_blocking(move || {
+            let turn = me.turn(true)?;
             *guard += 1;
             let done = work(&me, &folder);
-            drop(guard);
+            drop((turn, guard));
             done
         })
         .await
@@ -189,7 +225,7 @@ impl Hosted {
         digest: &Digest,
     ) -> Result<Option<Member>> {
         let key = (repository.clone(), *digest);
-        if let Some(member) = self.members.get(&key) {
+        if let Some(member) = self.members.get(&key).filter(|_| !self.is_shared()) {
             return Ok(Some(member));
         }
         self.look(repository, move |me, folder| {
@@ -208,7 +244,7 @@ impl Hosted {
         tag: &Tag,
     ) -> Result<Option<Arc<TagRecord>>> {
         let key = (repository.clone(), tag.clone());
-        if let Some(record) = self.tags.get(&key) {
+        if let Some(record) = self.tags.get(&key).filter(|_| !self.is_shared()) {
             return Ok(Some(record));
         }
         self.look(repository, move |me, folder| {
@@ -304,7 +340,7 @@ impl Hosted {
     /// Begins the lease of what a repository contains anew; `false`: it no longer does.
     async fn lease(self: &Arc<Self>, repository: &Repository, digest: Digest) -> Result<bool> {
         let key = (repository.clone(), digest);
-        if self.touched.contains_key(&key) {
+        if self.touched.contains_key(&key) && !self.is_shared() {
             return Ok(true);
         }
         self.look(repository, move |me, folder| {

@@ -20,10 +20,12 @@ use crate::index::{self, Index};
 use crate::metrics::Metrics;
 use crate::spares::{Spare, Spares};
 
+mod company;
 mod pinned;
 mod scan;
 mod small;
 
+pub use company::Company;
 pub use small::{Small, Smalls};
 
 /// Objects looked at in one go, under one lock.
@@ -80,6 +82,9 @@ pub struct Keeper {
     reserved: AtomicU64,
     /// Those of them that have not been written yet, and so are still free on the disk.
     unwritten: AtomicU64,
+    /// Those of another process, which hands over to this one.
+    elsewhere: AtomicU64,
+    company: tokio::sync::watch::Sender<Company>,
     /// What the pins hold, whether it is there or not.
     pinned: Mutex<HashSet<Digest>>,
     /// Whether the folder has been read since the start.
@@ -119,6 +124,8 @@ impl Keeper {
             pinned: Mutex::default(),
             reserved: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
+            elsewhere: AtomicU64::new(0),
+            company: tokio::sync::watch::Sender::default(),
             scanned: tokio::sync::watch::Sender::new(false),
             small,
             large,
@@ -162,6 +169,9 @@ impl Keeper {
 
     /// Lets content go until the bounds hold. Whether they do.
     pub fn make_room(&self) -> bool {
+        if self.company() == Company::Behind {
+            return self.excess().is_none();
+        }
         // Spared objects go to the end of the order; nobody is looked at much more than twice.
         let mut looks = 2 * self.index.lock().len() + BATCH;
         while let Some(reason) = self.excess() {
@@ -198,7 +208,12 @@ impl Keeper {
         let spares = self.spares.lock().bytes();
         let index = self.index.lock();
         // Under the lock, since what is published moves from the one to the other under it.
-        index.on_disk() + spares + self.reserved.load(Ordering::Relaxed)
+        index.on_disk() + spares + self.under_way()
+    }
+
+    /// Bytes that are being written, here and by a process that hands over to this one.
+    fn under_way(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed) + self.elsewhere.load(Ordering::Relaxed)
     }
 
     /// Whether what is reserved could be had at all, if everything left that may leave. Nothing
@@ -206,7 +221,7 @@ impl Keeper {
     fn could_fit(&self) -> bool {
         let spares = self.spares.lock().bytes();
         let index = self.index.lock();
-        let stays = index.pinned() + self.reserved.load(Ordering::Relaxed);
+        let stays = index.pinned() + self.under_way();
         let leaves = index.on_disk() - index.pinned() + spares;
         drop(index);
         stays <= self.bounds().max_size && self.has_free(leaves)
@@ -224,6 +239,9 @@ impl Keeper {
     /// where all that may leave would not be enough.
     pub fn relieve(&self, bytes: u64) -> bool {
         let mut freed = 0;
+        if self.company() == Company::Behind {
+            return false;
+        }
         while let Some(spare) = self.spares.lock().pop() {
             self.disk.drop_fill(&spare.path);
             freed += spare.bytes;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::spares::Spare;
 
-use super::{BATCH, Keeper, Reason, now, seconds};
+use super::{BATCH, Company, Keeper, Reason, now, seconds};
 
 /// A time in which nothing was used, ended by a start, that is no age: the mirror was off, or its
 /// clock was wrong.
@@ -56,7 +56,7 @@ impl Keeper {
         self.make_room();
     }
 
-    fn scan_spares(&self) {
+    pub(super) fn scan_spares(&self) {
         match self.disk.spares() {
             Ok(found) => {
                 let mut spares = self.spares.lock();
@@ -103,6 +103,9 @@ impl Keeper {
 
     /// Lets content go that nobody has asked for in `max_age`, and spares that are old.
     pub fn expire(&self) {
+        if self.company() == Company::Behind {
+            return;
+        }
         loop {
             let spare = self.spares.lock().pop_old(now());
             let Some(spare) = spare else { break };

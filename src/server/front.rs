@@ -13,6 +13,7 @@ use pingora::server::ShutdownWatch;
 
 use super::{Account, Mirror, Request, finish_headers};
 use crate::express::{self, Express};
+use crate::keeper::Company;
 use crate::receive;
 use crate::respond::{self, Sent};
 use crate::{config, hot};
@@ -20,6 +21,9 @@ use crate::{config, hot};
 /// How long a connection may still send a request once the server stops. A client that is about to
 /// send its next one is not met with a closed connection.
 const HEARD_FOR: Duration = Duration::from_secs(1);
+
+/// The same where another process has taken over: nobody waits for the end of this one.
+const HEARD_BEHIND_FOR: Duration = Duration::from_secs(3);
 
 /// The mirror as it is configured now. A reload puts another one in its place.
 pub type Current = ArcSwap<Mirror>;
@@ -54,7 +58,7 @@ impl Front {
         let mut stop = stop.clone();
         let read = tokio::select! {
             read = tokio::time::timeout(patience, session.read_request()) => read,
-            () = stopped(&mut stop) => return None,
+            () = self.stopped(&mut stop) => return None,
         };
         match read {
             Ok(Ok(true)) if !respond::is_ambiguous(session) => Some(Instant::now()),
@@ -67,6 +71,17 @@ impl Front {
                 None
             }
             Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+impl Front {
+    /// Resolves once the server stops, and a moment later, so that who is about to ask is heard.
+    async fn stopped(&self, stop: &mut ShutdownWatch) {
+        if stop.wait_for(|stopping| *stopping).await.is_ok() {
+            let company = self.current.load().store.keeper().company();
+            let behind = company == Company::Behind;
+            tokio::time::sleep(if behind { HEARD_BEHIND_FOR } else { HEARD_FOR }).await;
         }
     }
 }
@@ -167,13 +182,6 @@ fn set_keepalive(session: &mut ServerSession, stop: &ShutdownWatch, server: &con
         session.set_keepalive(None);
     } else if session.get_keepalive().is_some() {
         session.set_keepalive(Some(server.idle_timeout.get().as_secs().max(1)));
-    }
-}
-
-/// Resolves once the server stops, and a moment later, so that who is about to ask is heard.
-async fn stopped(stop: &mut ShutdownWatch) {
-    if stop.wait_for(|stopping| *stopping).await.is_ok() {
-        tokio::time::sleep(HEARD_FOR).await;
     }
 }
 

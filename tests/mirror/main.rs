@@ -56,4 +56,5 @@ mod support;
 mod tags;
 mod tls;
 mod tokens;
+mod upgrade;
 mod upstreams;
