@@ -215,11 +215,7 @@ check "the unit's command lines" unit_commands
 check "the image's file system" rootfs
 check "the image" image
 check "the image is reproducible" image_again
-if "$pierhead" health --help >/dev/null 2>&1; then
-  check "the image's health check" health_check
-else
-  skip "the image's health check: the program has no command health yet"
-fi
+check "the image's health check" health_check
 check "the Dockerfile" dockerfile
 if cargo deb --version >/dev/null 2>&1; then
   check "the Debian package" deb

@@ -34,6 +34,9 @@ mod upgrade;
 
 use reload::unix_seconds;
 
+/// How long a connection that has been taken may be without its place.
+const SEATED_WITHIN: Duration = Duration::from_millis(100);
+
 /// A mirror that is running.
 #[derive(Debug)]
 pub struct Running {
@@ -45,6 +48,8 @@ pub struct Running {
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
+    /// What accepts the clients' connections.
+    pulls: Vec<JoinHandle<()>>,
     /// The sockets, to be handed over: the admin address comes last.
     listening: Vec<Listening>,
 }
@@ -114,9 +119,10 @@ pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<R
         tokio::spawn(async move { tended.tend(unknown).await }),
         serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
+    let mut pulls = Vec::new();
     for (bound, passage) in pull.into_iter().zip(&configured.passages) {
         let (passage, places) = (Arc::clone(passage), Arc::clone(&configured.places));
-        services.push(serve("pull", vec![bound], Gate { passage, places }, pull_stopped.clone())?);
+        pulls.push(serve("pull", vec![bound], Gate { passage, places }, pull_stopped.clone())?);
     }
     services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
     metrics.configured(Some(unix_seconds()));
@@ -130,6 +136,7 @@ pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<R
         stop_pull,
         stop_admin,
         services,
+        pulls,
         listening,
     })
 }
@@ -160,7 +167,7 @@ impl Running {
     pub async fn stop(&self) -> bool {
         let mirror = self.mirror();
         let deadline = Instant::now() + mirror.config().server.drain_timeout.get();
-        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
+        self.stop_accepting(SEATED_WITHIN).await;
         let empty = self.configured.places.empty();
         let drained = tokio::time::timeout_at(deadline.into(), empty).await.is_ok();
         // What has been downloaded to its end is still to be kept; the rest is resumed some day.
@@ -169,6 +176,16 @@ impl Running {
         }
         self.flush().await;
         drained
+    }
+
+    /// Takes no more connections. Those that have just been taken get their places within `moment`:
+    /// until then nobody knows of them, and the end of the process would reset them.
+    async fn stop_accepting(&self, moment: Duration) {
+        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
+        while !self.pulls.iter().all(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(moment).await;
     }
 
     /// Ends everything, so that the next start knows what was used last.

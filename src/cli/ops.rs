@@ -30,7 +30,7 @@ pub(super) struct AdminArgs {
     admin: Option<String>,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Runs a command against the mirror that the arguments name, and prints what it says.

@@ -10,6 +10,9 @@ use crate::keeper::Company;
 use crate::limits::HANDED_OVER_DRAIN;
 use crate::server::Mirror;
 
+/// How long a connection that has just been taken may be without its place. Nobody waits for it.
+const SEATED_WITHIN: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether everything has ended.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -63,8 +66,8 @@ impl Running {
     /// hour.
     pub async fn hand_over(&self, successor: Successor) {
         let mirror = self.mirror();
-        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
         let _ = self.stop_admin.send(true);
+        self.stop_accepting(SEATED_WITHIN).await;
         let stream = successor.draining(mirror.store.keeper().reserved()).await;
         let deadline = Instant::now() + HANDED_OVER_DRAIN;
         let empty = self.configured.places.empty();
@@ -79,8 +82,9 @@ impl Running {
 
 /// Puts back what an upgrade that has failed has changed.
 async fn alone_again(mirror: &Mirror) {
-    mirror.store.keeper().set_company(Company::Alone);
+    // In this order: what is read from now on stays true.
     mirror.hosting.settle().await;
+    mirror.store.keeper().set_company(Company::Alone);
     let learn = mirror.store.blocking(|store| {
         store.keeper().learn_again();
         store.keeper().make_room();

@@ -33,6 +33,7 @@ mod hosted_push;
 mod hosted_rules;
 mod life;
 mod limits;
+mod load;
 mod logins;
 mod malformed;
 mod manifests;

@@ -269,3 +269,36 @@ async fn bounds_hold_and_hosted_content_stays_while_two_processes_share_the_fold
     assert!(kept.is(&own.bytes), "hosted content is not evicted");
     mirror.check_store();
 }
+
+#[tokio::test]
+async fn a_socket_that_systemd_holds_is_taken_up_and_outlives_the_mirror() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 1000);
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let ours = socket.try_clone().unwrap();
+    // A client that comes before the mirror waits, and is not refused.
+    let early = std::net::TcpStream::connect(address).unwrap();
+    let setup = before(&upstream).listen(&address.to_string()).activated(socket);
+    let mut mirror = setup.own_program().start().await;
+    assert_eq!(mirror.address(), address);
+    let mut early = TcpStream::from_std({
+        early.set_nonblocking(true).unwrap();
+        early
+    })
+    .unwrap();
+    early.write_all(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    soon("an answer", early.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(mirror.get(&path(&blob)).answer().await.is(&blob.bytes));
+    // It goes on to the next process like any other, and stays open when the last one ends.
+    let old = mirror.upgrade().await;
+    mirror.until_gone(old).await;
+    assert!(mirror.get(&path(&blob)).answer().await.is(&blob.bytes));
+    let last = mirror.id();
+    mirror.signal(Signal::SIGTERM);
+    mirror.until_gone(last).await;
+    assert!(TcpStream::connect(address).await.is_ok());
+    drop(ours);
+}

@@ -91,6 +91,12 @@ impl Ask {
         })
     }
 
+    /// All of the answer, or why it did not come to its end.
+    pub(crate) async fn try_answer(self) -> Result<Answer, String> {
+        let answer = self.try_open().await?.rest().await;
+        if answer.whole { Ok(answer) } else { Err("the body was cut".to_owned()) }
+    }
+
     /// The status of the answer; `None` where the server dies meanwhile.
     pub(crate) async fn status(self) -> Option<u16> {
         self.try_open().await.ok().map(|reading| reading.status)
@@ -189,6 +195,11 @@ impl Lasting {
         let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.expect("HTTP");
         tokio::spawn(connection);
         Self { address, sender }
+    }
+
+    /// Whether the server has said that it closes the connection, or has done so.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        self.sender.ready().await.is_err()
     }
 
     /// Status and body; an error where the connection broke before their end.

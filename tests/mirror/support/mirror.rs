@@ -32,6 +32,7 @@ pub(crate) struct Setup {
     wrap: Option<String>,
     env: Env,
     own_program: bool,
+    activated: Option<std::os::fd::OwnedFd>,
 }
 
 /// Variables that the mirror is started with.
@@ -55,7 +56,14 @@ impl Setup {
             wrap: None,
             env: Vec::new(),
             own_program: false,
+            activated: None,
         }
+    }
+
+    /// Has the mirror find this socket as systemd leaves it to a service.
+    pub(crate) fn activated(mut self, socket: std::net::TcpListener) -> Self {
+        self.activated = Some(socket.into());
+        self.after("exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$")
     }
 
     /// Runs a copy of the binary, in the folder, that can be replaced.
@@ -164,7 +172,9 @@ impl Setup {
             std::fs::copy(env!("CARGO_BIN_EXE_pierhead"), program).expect("it takes the binary");
         }
         let wrap = self.wrap;
-        let process = Process::start(folder, &self.env, wrap.as_deref(), program.as_deref()).await;
+        let input = self.activated.map_or_else(Stdio::null, Stdio::from);
+        let (wrapped, own) = (wrap.as_deref(), program.as_deref());
+        let process = Process::start(folder, &self.env, wrapped, own, input).await;
         let (folder, env) = (self.folder, self.env);
         let successors = Vec::new();
         Mirror { folder, env, process: Some(process), wrap, program, successors }
@@ -376,7 +386,8 @@ impl Mirror {
         assert!(self.process.is_none(), "the mirror is running");
         let program = self.program.as_deref();
         let wrap = self.wrap.as_deref();
-        let process = Process::start(self.folder.path(), &self.env, wrap, program).await;
+        let (folder, input) = (self.folder.path(), Stdio::null());
+        let process = Process::start(folder, &self.env, wrap, program, input).await;
         self.successors.clear();
         self.process = Some(process);
     }
@@ -447,7 +458,13 @@ impl Drop for Mirror {
 }
 
 impl Process {
-    async fn start(folder: &Path, env: &Env, wrap: Option<&str>, program: Option<&Path>) -> Self {
+    async fn start(
+        folder: &Path,
+        env: &Env,
+        wrap: Option<&str>,
+        program: Option<&Path>,
+        input: Stdio,
+    ) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let log = log.expect("the temporary folder takes a file");
         let program = program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_pierhead")));
@@ -456,6 +473,7 @@ impl Process {
             .arg(folder.join("pierhead.yaml"))
             .env("HOME", folder)
             .envs(env.iter().map(|(name, value)| (name, value)))
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
