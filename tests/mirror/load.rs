@@ -83,7 +83,7 @@ async fn pull(
             }
             Kind::Secure(address, client) => {
                 counts.connections.fetch_add(1, Ordering::Relaxed);
-                client.get(*address, path, &[]).await.map_err(|e| e.to_string())
+                client.get(*address, path, &[]).await
             }
         };
         counts.note(path, bytes, outcome);
