@@ -141,6 +141,7 @@ async fn ten_reloads_three_upgrades_and_a_new_certificate_under_50_clients_break
     let (cert, key) = (pair.cert.display(), pair.key.display());
     let tls = format!("{{address: '127.0.0.1:0', tls: {{cert: {cert}, key: {key}}}}}");
     let mut mirror = setup.listen(&format!("[127.0.0.1:0, {tls}]")).start().await;
+    mirror.until_said(1, "\"serving\"").await;
     let (plain, secure) = (mirror.address(), secure_address(&mirror));
     let client = authority.client(None, &["http/1.1"]);
 

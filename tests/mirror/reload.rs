@@ -83,6 +83,7 @@ async fn what_takes_a_restart_is_named_and_the_rest_is_taken_up() {
             + "server: {threads: 3, idle_timeout: 59s}\n"
     };
     assert!(mirror.reload(moved).await);
+    mirror.until_said(1, "take a restart").await;
     let log = mirror.log();
     let line = |words: &str| log.lines().find(|line| line.contains(words)).unwrap_or_default();
     let restart = line("take a restart");
