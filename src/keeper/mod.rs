@@ -452,8 +452,11 @@ impl Lease {
             return false;
         }
         // Who fills alone may go beyond while the rest is being read: the one object of slack.
+        // Not beside another process, whose downloads nobody counts here.
         let alone = || {
-            self.keeper.reserved.load(Ordering::Relaxed) == self.bytes && self.keeper.has_free(0)
+            self.keeper.company() == Company::Alone
+                && self.keeper.reserved.load(Ordering::Relaxed) == self.bytes
+                && self.keeper.has_free(0)
         };
         self.keeper.make_room() || alone()
     }

@@ -92,7 +92,7 @@ async fn a_new_binary_takes_over_while_transfers_go_on_to_their_end() {
 async fn a_binary_that_does_not_start_leaves_the_old_one_serving() {
     let upstream = Upstream::start().await;
     let blob = upstream.blob("team/app", 1, 1000);
-    let setup = before(&upstream).own_program().raw("server: {upgrade_timeout: 2s}");
+    let setup = before(&upstream).own_program().raw("server: {upgrade_timeout: 600s}");
     let mut mirror = setup.start().await;
     let served = mirror.id();
     let cases: [(&[u8], u32, &str); 4] = [
@@ -111,7 +111,14 @@ async fn a_binary_that_does_not_start_leaves_the_old_one_serving() {
     };
     for (program, mode, why) in cases {
         install(&mirror, program, mode);
+        let hangs = why.contains("does not serve");
+        if hangs {
+            assert!(mirror.reload(|text| text.replace("timeout: 600s", "timeout: 2s")).await);
+        }
         fails(&mirror, why).await;
+        if hangs {
+            assert!(mirror.reload(|text| text.replace("timeout: 2s", "timeout: 600s")).await);
+        }
     }
     // A configuration that the new one does not like.
     install(&mirror, &good(), 0o755);
