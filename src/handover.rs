@@ -203,7 +203,10 @@ impl Successor {
         let rights = [ControlMessage::ScmRights(&fds)];
         let text = [IoSlice::new(&line)];
         let flags = MsgFlags::MSG_NOSIGNAL;
-        let sent = sendmsg::<UnixAddr>(ours.as_raw_fd(), &text, &rights, flags, None)?;
+        let sent = match sendmsg::<UnixAddr>(ours.as_raw_fd(), &text, &rights, flags, None) {
+            Err(nix::errno::Errno::EPIPE) => line.len(), // it has ended; `serves` says how
+            sent => sent?,
+        };
         if sent < line.len() {
             return Err(io::Error::other("the sockets could not be handed over"));
         }
