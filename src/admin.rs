@@ -24,7 +24,7 @@ use crate::ops::{Ops, Order};
 use crate::receive::Incoming;
 use crate::respond::{self, Answer, Body};
 use crate::scope;
-use crate::server::Mirror;
+use crate::server::{Current, Mirror};
 use crate::steward::Steward;
 
 /// An order is a few words.
@@ -45,7 +45,7 @@ struct Collect {
 /// Answers on the admin address.
 #[derive(Debug)]
 pub struct Admin {
-    mirror: Arc<Mirror>,
+    current: Arc<Current>,
     ops: Ops,
     steward: Arc<Steward>,
     guard_metrics: bool,
@@ -68,13 +68,13 @@ struct Request {
 impl Admin {
     /// For one mirror, which clients reach at `addresses`.
     pub fn new(
-        mirror: Arc<Mirror>,
+        current: Arc<Current>,
         addresses: Vec<SocketAddr>,
         steward: Arc<Steward>,
         guard_metrics: bool,
     ) -> Self {
-        let ops = Ops::new(Arc::clone(&mirror), addresses);
-        Self { mirror, ops, steward, guard_metrics }
+        let ops = Ops::new(Arc::clone(&current), addresses);
+        Self { current, ops, steward, guard_metrics }
     }
 
     /// Whether everybody may ask this: it changes nothing, and tells nothing of what is held.
@@ -91,10 +91,15 @@ impl Admin {
         if request.secret().is_some_and(|secret| self.steward.knows(&secret)) {
             return Ok(());
         }
-        if knock.authorization.is_some() && self.mirror.doors.know_users() {
-            return self.mirror.doors.administers(knock).await;
+        let mirror = self.mirror();
+        if knock.authorization.is_some() && mirror.doors.know_users() {
+            return mirror.doors.administers(knock).await;
         }
         by_place(self.steward.wants_token(), knock.address)
+    }
+
+    fn mirror(&self) -> Arc<Mirror> {
+        self.current.load_full()
     }
 
     async fn answer(&self, request: &Request, stopping: bool) -> Answer {
@@ -186,8 +191,9 @@ impl Admin {
         let order: Collect = serde_json::from_slice(order).map_err(|e| {
             Error::new(Kind::BadRequest, format!("not an order to collect garbage: {e}"))
         })?;
-        let grace = order.grace.unwrap_or(self.mirror.hosting.hosted.settings().gc_grace);
-        let report = self.mirror.hosting.collect(grace.get(), order.dry_run).await?;
+        let mirror = self.mirror();
+        let grace = order.grace.unwrap_or(mirror.hosting.hosted.settings().gc_grace);
+        let report = mirror.hosting.collect(grace.get(), order.dry_run).await?;
         let report =
             serde_json::to_vec(&report).map_err(|e| Error::internal("cannot write a report", e))?;
         let mut answer = Answer::new(StatusCode::OK, Body::Bytes(report.into()), Cache::None);
@@ -201,8 +207,9 @@ impl Admin {
         if stopping {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
-        match self.mirror.store.blocking(|s| s.disk().probe()).await {
-            Ok(()) if self.mirror.store.keeper().is_in_trouble() => text(
+        let store = Arc::clone(&self.mirror().store);
+        match store.blocking(|s| s.disk().probe()).await {
+            Ok(()) if store.keeper().is_in_trouble() => text(
                 StatusCode::OK,
                 "ready; the disk took no more when last asked: content is passed on without being kept\n",
             ),
@@ -217,9 +224,10 @@ impl Admin {
     }
 
     fn metrics(&self) -> Answer {
-        let bytes = i64::try_from(self.mirror.store.memory_bytes()).unwrap_or(i64::MAX);
-        self.mirror.metrics.memory_bytes.set(bytes);
-        let mut answer = text(StatusCode::OK, &self.mirror.metrics.render());
+        let mirror = self.mirror();
+        let bytes = i64::try_from(mirror.store.memory_bytes()).unwrap_or(i64::MAX);
+        mirror.metrics.memory_bytes.set(bytes);
+        let mut answer = text(StatusCode::OK, &mirror.metrics.render());
         answer.headers.clear();
         answer.header(
             header::CONTENT_TYPE,

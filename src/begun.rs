@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -21,13 +22,18 @@ pub enum Beginner {
 #[derive(Debug)]
 pub struct Begun {
     counts: Mutex<HashMap<Beginner, usize>>,
-    most: usize,
+    most: AtomicUsize,
 }
 
 impl Begun {
     /// None begun; at most `most` for each caller.
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { counts: Mutex::default(), most })
+        Arc::new(Self { counts: Mutex::default(), most: AtomicUsize::new(most) })
+    }
+
+    /// Changes how many each caller may have begun; those begun already count.
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// One more. It counts until it is dropped.
@@ -37,9 +43,9 @@ impl Begun {
     pub fn begin(self: &Arc<Self>, beginner: &Beginner) -> Result<Begin> {
         let mut counts = self.counts.lock();
         let count = counts.entry(beginner.clone()).or_default();
-        if *count >= self.most {
-            let text =
-                format!("{} downloads are under way for you; wait for some to end", self.most);
+        let most = self.most.load(Ordering::Relaxed);
+        if *count >= most {
+            let text = format!("{most} downloads are under way for you; wait for some to end");
             return Err(Error::new(Kind::TooManyRequests, text)
                 .retry_after(std::time::Duration::from_secs(5)));
         }

@@ -33,6 +33,13 @@ struct Held {
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
+/// Certificates that have been read and are not in force yet.
+#[derive(Debug)]
+pub struct Fresh {
+    seen: Vec<Option<SystemTime>>,
+    held: Held,
+}
+
 impl Certificates {
     /// Reads and checks everything.
     ///
@@ -61,6 +68,26 @@ impl Certificates {
         *seen = now;
         self.current.store(Arc::new(held?));
         Ok(true)
+    }
+
+    /// Reads the files, to be put into force by `take`. Blocks.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn read(&self) -> Result<Fresh, String> {
+        let seen = times(&self.settings);
+        Ok(Fresh { seen, held: Held::load(&self.settings)? })
+    }
+
+    /// Puts into force what was read.
+    pub fn take(&self, fresh: Fresh) {
+        *self.seen.lock() = fresh.seen;
+        self.current.store(Arc::new(fresh.held));
+    }
+
+    /// Where they come from.
+    pub fn settings(&self) -> &Tls {
+        &self.settings
     }
 
     /// Whether callers are asked for a certificate.

@@ -7,9 +7,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderValue};
-use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
-use zeroize::Zeroizing;
 
 use crate::cache::Cache;
 use crate::config::{Act, Auth, Config};
@@ -24,8 +21,11 @@ use crate::scope::{Asked, Password, basic, lawful};
 
 mod caller;
 mod lawful;
+mod secrets;
 
 pub use self::caller::{Caller, Door, Knock};
+use self::secrets::random;
+pub use self::secrets::random_key;
 
 /// The longest `Authorization` that is looked at.
 const AUTHORIZATION_BYTES_MAX: usize = 20 * 1024;
@@ -42,7 +42,7 @@ pub struct Doors {
     rules: Rules,
     people: Option<Arc<People>>,
     issuer: Option<Arc<Issuer>>,
-    keys: Keys,
+    keys: Arc<Keys>,
     token_life: u64,
     /// The upstreams that pass credentials through.
     passing: HashSet<Arc<str>>,
@@ -57,21 +57,19 @@ impl Doors {
     /// # Errors
     /// Where the file of users is bad, or there is no randomness.
     pub fn new(config: &Config) -> Result<Self> {
+        Self::renewed(config, None)
+    }
+
+    /// As configured now: users stay logged in, and tokens stay good, where what they rest on is
+    /// as it was in `before`.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn renewed(config: &Config, before: Option<(&Self, &Config)>) -> Result<Self> {
         let clients = config.clients.as_ref();
-        let bad = |why: String| Error::new(Kind::Internal, why);
-        let people = clients.and_then(|c| c.htpasswd.clone());
-        let people = match people {
-            Some(file) => Some(Arc::new(People::load(file, random_key()?).map_err(bad)?)),
-            None => None,
-        };
-        let issuer = match clients.and_then(|c| c.jwt.as_ref()) {
-            Some(jwt) => Some(Arc::new(Issuer::load(jwt).map_err(bad)?)),
-            None => None,
-        };
-        let keys = match clients.and_then(|c| c.token_key.as_ref()) {
-            Some(secret) => Keys::new(secret.reveal().as_bytes())?,
-            None => Keys::new(&*random::<32>()?)?,
-        };
+        let people = secrets::people(config, before.map(|(doors, _)| doors))?;
+        let issuer = secrets::issuer(config, before.map(|(doors, _)| doors))?;
+        let keys = secrets::keys(config, before)?;
         let named = config.upstreams.iter().map(|(name, u)| (Arc::<str>::from(name.as_str()), u));
         let (mut passing, mut hosts) = (HashSet::new(), HashMap::new());
         for (name, upstream) in named {
@@ -426,22 +424,6 @@ fn spellings(target: &Target) -> Vec<String> {
 pub fn scope(target: &Target, act: Act) -> String {
     let actions = if act == Act::Push { "pull,push" } else { act.as_str() };
     format!("repository:{}:{actions}", spellings(target)[0])
-}
-
-/// A key of this process alone.
-///
-/// # Errors
-/// `Internal` where there is no randomness.
-pub fn random_key() -> Result<hmac::Key> {
-    Ok(hmac::Key::new(hmac::HMAC_SHA256, &*random::<32>()?))
-}
-
-fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>> {
-    let mut bytes = Zeroizing::new([0; N]);
-    SystemRandom::new()
-        .fill(&mut *bytes)
-        .map_err(|_| Error::internal("no key can be made", "the system gives no randomness"))?;
-    Ok(bytes)
 }
 
 fn now() -> u64 {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -49,6 +50,8 @@ pub struct Fill {
     pub upstream: Arc<Upstream>,
     /// Set before the first byte is ready.
     pub(crate) file: OnceLock<Arc<File>>,
+    /// Where that lies; set with it.
+    pub(crate) path: OnceLock<PathBuf>,
     /// Set once it is kept: a follower that reads on keeps it from being evicted.
     pub(crate) kept: OnceLock<Arc<Large>>,
     pub(crate) progress: watch::Sender<Progress>,
@@ -229,6 +232,7 @@ impl Fills {
             place: place.clone(),
             upstream: Arc::clone(upstream),
             file: OnceLock::new(),
+            path: OnceLock::new(),
             kept: OnceLock::new(),
             progress: watch::Sender::default(),
         });

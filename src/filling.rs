@@ -2,11 +2,11 @@
 //! fetched in parallel parts (`shares`) where that is faster.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use crate::blocks::{Large, Summing};
 use crate::digest::Digest;
+use crate::disk::Filling;
 use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower};
 use crate::keeper::Lease;
@@ -29,7 +29,7 @@ pub fn join_or_start(
     digest: Digest,
 ) -> (Follower, bool) {
     fills.join_or(upstream, place, digest, |fill| {
-        let task = Task { fills: Arc::clone(fills), fill, path: OnceLock::new() };
+        let task = Task { fills: Arc::clone(fills), fill, is_resumable: OnceLock::new() };
         tokio::spawn(task.run());
     })
 }
@@ -37,7 +37,8 @@ pub fn join_or_start(
 struct Task {
     fills: Arc<Fills>,
     fill: Arc<Fill>,
-    path: OnceLock<PathBuf>,
+    /// Whether the next attempt finds the file again.
+    is_resumable: OnceLock<bool>,
 }
 
 impl Task {
@@ -125,14 +126,16 @@ impl Task {
             .blocking(move |s| {
                 waited?;
                 s.keeper().unspare(&s.disk().fill_path(&digest));
-                let (file, path) = s.disk().open_fill(&digest)?;
-                s.disk().cut_to_front(&digest, &file, None)?;
-                let front = Front::read(&file, digest)?;
-                Ok((file, path, front))
+                let filling = s.disk().open_fill(&digest)?;
+                s.disk().cut_to_front(&filling.path, &filling.file, None)?;
+                let front = Front::read(&filling.file, digest)?;
+                Ok((filling, front))
             })
             .await;
-        let (file, path, front) = opened.map_err(|e| self.disk_failed(e))?;
-        let (_, _) = (self.fill.file.set(Arc::new(file)), self.path.set(path)); // set here only
+        let (Filling { file, path, is_resumable }, front) =
+            opened.map_err(|e| self.disk_failed(e))?;
+        let (_, _) = (self.fill.path.set(path), self.fill.file.set(Arc::new(file))); // set here only
+        let _ = self.is_resumable.set(is_resumable);
         self.fill.progress.send_if_modified(|p| {
             p.written = front.bytes;
             false // nobody may have it before the upstream has been asked
@@ -141,7 +144,8 @@ impl Task {
     }
 
     async fn publish(&self, summing: Summing, bytes: u64, lease: Option<Lease>) -> Result<()> {
-        let (Some(file), Some(path)) = (self.fill.file.get().cloned(), self.path.get().cloned())
+        let (Some(file), Some(path)) =
+            (self.fill.file.get().cloned(), self.fill.path.get().cloned())
         else {
             return Err(Error::internal("a fill has no file", "it was not opened"));
         };
@@ -183,24 +187,27 @@ impl Task {
     }
 
     fn drop_file(&self) {
-        if let Some(path) = self.path.get() {
+        if let Some(path) = self.fill.path.get() {
             self.fills.store.disk().drop_fill(path);
         }
     }
 
     /// Leaves the file for the next attempt, and has it counted.
     fn leave_file(&self) {
-        if let Some(path) = self.path.get() {
+        if let Some(file) = self.fill.file.get() {
+            let _ = file.unlock(); // slow followers may have it open for long
+        }
+        if let Some(path) = self.fill.path.get() {
             self.fills.store.keeper().spare(path.clone(), self.bytes());
         }
     }
 
     /// Cuts off what lies behind a gap. Nobody writes any more.
     fn cut_file(&self) {
-        let Some(file) = self.fill.file.get() else { return };
+        let (Some(file), Some(path)) = (self.fill.file.get(), self.fill.path.get()) else { return };
         let front = self.fill.progress.borrow().written;
         let disk = self.fills.store.disk();
-        if let Err(error) = disk.cut_to_front(&self.fill.digest, file, Some(front)) {
+        if let Err(error) = disk.cut_to_front(path, file, Some(front)) {
             tracing::warn!(%error, digest = %self.fill.digest, "a broken download is not cut");
         }
     }
@@ -231,7 +238,9 @@ impl Ending<'_> {
         };
         match &outcome {
             Ok(()) => {}
-            Err(e) if broke(e) && task.bytes() > 0 => task.leave_file(),
+            Err(e) if broke(e) && task.bytes() > 0 && task.is_resumable.get() == Some(&true) => {
+                task.leave_file();
+            }
             Err(_) => task.drop_file(),
         }
         task.fills.under_way.lock().remove(&task.fill.digest);

@@ -29,7 +29,7 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const TAG: HeaderName = HeaderName::from_static("oci-tag");
 
 /// Answers for the repositories that live here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Hosting {
     /// The repositories.
     pub hosted: Arc<Hosted>,
@@ -40,6 +40,9 @@ pub struct Hosting {
 /// How long after a failure it is tried again to read which content is hosted.
 const LEARN_AGAIN: Duration = Duration::from_secs(30);
 
+/// How long an order to collect garbage waits for the process that hands over to this one.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
+
 impl Hosting {
     /// The repositories in a store's folder, by the configuration.
     pub fn new(store: &Arc<Store>, settings: &crate::config::Hosted) -> Self {
@@ -48,24 +51,36 @@ impl Hosting {
         Self { hosted, uploads }
     }
 
+    /// Goes by these settings from now on.
+    pub fn set_settings(&self, settings: &crate::config::Hosted) {
+        self.hosted.set_settings(settings);
+    }
+
+    /// Begins to share the folder with another process, or ends it: what is known of it may be wrong.
+    pub async fn settle(&self) {
+        self.hosted.settle().await;
+        self.hosted.forget();
+        self.uploads.forget();
+    }
+
     /// What goes on in the background: events, and garbage.
-    pub async fn tend(&self) {
-        tokio::join!(self.tidy_up(), self.hosted.events.deliver());
+    /// `shared`: another process may still host what nobody here would know of.
+    pub async fn tend(&self, shared: bool) {
+        tokio::join!(self.tidy_up(shared), self.hosted.events.deliver());
     }
 
     /// Reads which content is hosted, then looks for garbage from time to time, for ever.
-    async fn tidy_up(&self) {
+    async fn tidy_up(&self, shared: bool) {
+        if shared {
+            self.hosted.unshared().await;
+        }
         while let Err(error) = self.hosted.learn().await {
             tracing::error!(?error, "nothing can be evicted, and no garbage be collected");
             tokio::time::sleep(LEARN_AGAIN).await;
         }
-        let settings = self.hosted.settings();
-        let interval = settings.gc_interval.get();
-        if interval.is_zero() {
-            return;
-        }
         loop {
-            tokio::time::sleep(interval).await;
+            self.hosted.until_collection().await;
+            let settings = self.hosted.settings();
             match self.collect(settings.gc_grace.get(), false).await {
                 Ok(report) if report.manifests + report.blobs + report.uploads > 0 => {
                     tracing::info!(
@@ -87,6 +102,12 @@ impl Hosting {
     /// # Errors
     /// As for `Hosted::collect`.
     pub async fn collect(&self, grace: Duration, dry_run: bool) -> Result<Report> {
+        // What arrives in the other process is announced there and not here.
+        let alone = tokio::time::timeout(ALONE_WITHIN, self.hosted.unshared()).await;
+        alone.map_err(|_| {
+            let text = "another process is still finishing its pushes; try again when it has gone";
+            Error::new(Kind::Unavailable, text)
+        })?;
         let mut report = self.hosted.collect(grace, dry_run).await?;
         if !dry_run {
             let age = self.hosted.settings().upload_expiry.get();

@@ -3,7 +3,7 @@
 //! The kind of a key decides the algorithm; the token's own word must agree and decides nothing.
 //! Keys, addresses of keys and certificates inside a token are never read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -106,16 +106,19 @@ impl Issuer {
         }
     }
 
-    /// Fetches the keys anew each hour, and soon again where that failed. Never ends where they
-    /// come from a URL.
-    pub async fn tend(&self) {
-        if self.source.is_none() {
-            return;
-        }
-        loop {
-            let fresh = self.fetch().await;
-            tokio::time::sleep(if fresh { FETCH_EVERY } else { self.settings.fetch_after.get() })
-                .await;
+    /// Whether these are its settings, and its keys come from a URL.
+    pub fn is_fetching(&self, settings: &Jwt) -> bool {
+        self.source.is_some() && self.settings == *settings
+    }
+
+    /// Fetches the keys anew each hour, and soon again where that failed, for as long as somebody
+    /// goes by them. Ends at once where they do not come from a URL.
+    pub async fn tend(of: Weak<Self>) {
+        while let Some(issuer) = of.upgrade().filter(|issuer| issuer.source.is_some()) {
+            let fresh = issuer.fetch().await;
+            let rest = if fresh { FETCH_EVERY } else { issuer.settings.fetch_after.get() };
+            drop(issuer);
+            tokio::time::sleep(rest).await;
         }
     }
 

@@ -108,6 +108,8 @@ pub mod issuer;
 
 pub mod rights;
 
+pub mod handover;
+
 // Shell: sockets, answers, commands.
 pub mod telemetry;
 

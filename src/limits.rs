@@ -143,3 +143,7 @@ pub const LOCATION_BYTES_MAX: usize = 2048;
 /// How long an upstream may think about a push once all of it is sent: some put a large blob together
 /// from its parts, and hash it, before they answer.
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(300);
+
+/// How long the transfers of a process that has handed over may go on. A client that takes nothing is
+/// cut off long before; what takes an hour is a slow line, and the next upgrade waits for it.
+pub const HANDED_OVER_DRAIN: Duration = Duration::from_secs(3600);

@@ -42,6 +42,7 @@ pub struct Metrics {
     pub cache_limit_bytes: IntGauge,
     /// Bytes held in memory.
     pub memory_bytes: IntGauge,
+    configured: Configured,
     evictions: IntCounterVec,
     evicted_bytes: IntCounter,
     /// Content that was found not to have its digest.
@@ -221,6 +222,7 @@ impl Metrics {
             )?,
             cache_limit_bytes: gauge(r, "cache_limit_bytes", "Bytes that the disk may hold.")?,
             memory_bytes: gauge(r, "memory_bytes", "Bytes of content held in memory.")?,
+            configured: Configured::new(r)?,
             evictions: counters(
                 r,
                 "evictions_total",
@@ -355,6 +357,15 @@ impl Metrics {
         tallies
     }
 
+    /// Notes that the configuration was read: put into force at `now`, in seconds since 1970, or
+    /// `None` where it is faulty and the one before stays.
+    pub fn configured(&self, now: Option<u64>) {
+        self.configured.successful.set(i64::from(now.is_some()));
+        if let Some(now) = now {
+            self.configured.timestamp.set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Counts content that has left.
     pub fn evicted(&self, reason: &str, bytes: u64) {
         self.evictions.with_label_values(&[reason]).inc();
@@ -370,6 +381,25 @@ impl Metrics {
     /// Counts the end of a fill.
     pub fn fill_ended(&self, result: &str) {
         self.fills.with_label_values(&[result]).inc();
+    }
+}
+
+/// How the configuration was when it was last read.
+#[derive(Debug)]
+struct Configured {
+    successful: IntGauge,
+    timestamp: IntGauge,
+}
+
+impl Configured {
+    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        const SUCCESSFUL: &str = "config_last_reload_successful";
+        const TIMESTAMP: &str = "config_last_reload_success_timestamp_seconds";
+        let when_read =
+            "Whether the configuration was good when last read, at a start or a reload.";
+        let in_force = "When a configuration was last put into force.";
+        let successful = gauge(r, SUCCESSFUL, when_read)?;
+        Ok(Self { successful, timestamp: gauge(r, TIMESTAMP, in_force)? })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::name::{Reference, Tag};
 use crate::pins;
 use crate::purge::{self, What};
 use crate::route::Target;
-use crate::server::Mirror;
+use crate::server::{Current, Mirror};
 use crate::store::{Place, Store};
 use crate::upkeep::{self, Scrubbed};
 
@@ -35,7 +35,8 @@ const BATCH: usize = 1024;
 /// What may be asked of a mirror by those who run it.
 #[derive(Debug)]
 pub struct Ops {
-    mirror: Arc<Mirror>,
+    current: Arc<Current>,
+    store: Arc<Store>,
     addresses: Vec<SocketAddr>,
     began: Instant,
     verify: Arc<Mutex<Verify>>,
@@ -76,12 +77,17 @@ pub struct Order {
 
 impl Ops {
     /// For one mirror, which clients reach at `addresses`.
-    pub fn new(mirror: Arc<Mirror>, addresses: Vec<SocketAddr>) -> Self {
-        Self { mirror, addresses, began: Instant::now(), verify: Arc::default() }
+    pub fn new(current: Arc<Current>, addresses: Vec<SocketAddr>) -> Self {
+        let store = Arc::clone(&current.load().store);
+        Self { current, store, addresses, began: Instant::now(), verify: Arc::default() }
     }
 
     fn store(&self) -> &Arc<Store> {
-        &self.mirror.store
+        &self.store
+    }
+
+    fn mirror(&self) -> Arc<Mirror> {
+        self.current.load_full()
     }
 
     /// Sizes, bounds, hit ratios, the oldest and the biggest.
@@ -95,7 +101,7 @@ impl Ops {
         let space = self.store().blocking(|store| store.disk().space()).await.ok();
         let biggest = self.objects("biggest", Some(1)).await;
         let oldest = self.objects("oldest", Some(1)).await;
-        let tallies = self.mirror.metrics.tallies();
+        let tallies = self.mirror().metrics.tallies();
         let requests = tallies.values().copied().fold(Tally::default(), Tally::and);
         let upstreams: BTreeMap<_, _> = tallies
             .iter()
@@ -122,7 +128,7 @@ impl Ops {
                 "biggest": biggest.first(),
                 "oldest": oldest.first(),
             },
-            "fills": self.mirror.fills.count(),
+            "fills": self.mirror().fills.count(),
             "requests": requests.json(),
             "upstreams": upstreams,
         }))
@@ -214,7 +220,7 @@ impl Ops {
     /// `BadRequest` without a repository, `Internal` where the disk fails.
     pub async fn list_tags(&self, query: &BTreeMap<String, String>) -> Result<Value> {
         let name = query.get("repository").ok_or_else(|| bad("name a repository"))?;
-        let place = place(self.mirror.table.repository(name)?);
+        let place = place(self.mirror().table.repository(name)?);
         let n = number(query)?.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
         let p = place.clone();
         let found = self.store().blocking(move |store| catalog::tags(store.disk(), &p)).await;
@@ -249,7 +255,7 @@ impl Ops {
     /// Those of the name.
     pub fn image(&self, query: &BTreeMap<String, String>) -> Result<Value> {
         let name = query.get("image").ok_or_else(|| bad("name an image"))?;
-        let (target, reference) = self.mirror.table.image(name)?;
+        let (target, reference) = self.mirror().table.image(name)?;
         Ok(json!({
             "upstream": &*target.upstream, "repository": target.repository.as_str(),
             "reference": reference.to_string(),
@@ -262,7 +268,8 @@ impl Ops {
     /// # Errors
     /// `BadRequest` where not exactly one thing is named, else those of its name and the disk's.
     pub async fn purge(&self, order: &Order) -> Result<Value> {
-        let table = &self.mirror.table;
+        let mirror = self.mirror();
+        let table = &mirror.table;
         let what = match (&order.image, &order.repository, &order.upstream, &order.digest) {
             (Some(image), None, None, None) => {
                 let (target, reference) = table.image(image)?;
@@ -332,7 +339,7 @@ impl Ops {
 
     fn image_of(&self, order: &Order) -> Result<(Place, Reference)> {
         let image = order.image.as_deref().ok_or_else(|| bad("name an image"))?;
-        let (target, reference) = self.mirror.table.image(image)?;
+        let (target, reference) = self.mirror().table.image(image)?;
         Ok((cached(target)?, reference))
     }
 
@@ -345,7 +352,7 @@ impl Ops {
             let (weak, shared) = (Arc::downgrade(self.store()), Arc::clone(&self.verify));
             tokio::spawn(async move {
                 let _ended = Ended(Arc::clone(&shared));
-                upkeep::scrub(&weak, 0, |so_far| shared.lock().so_far = *so_far).await;
+                upkeep::scrub(&weak, Some(0), |so_far| shared.lock().so_far = *so_far).await;
             });
         }
         json!(*state)

@@ -62,6 +62,29 @@ impl People {
         })
     }
 
+    /// The same file read again, with what was remembered of passwords that have not changed.
+    ///
+    /// # Errors
+    /// One sentence that says what is wrong with it.
+    pub fn renewed(&self) -> Result<Self, String> {
+        let seen = modified(&self.file);
+        let users = htpasswd::load(&self.file)?;
+        Ok(Self {
+            file: self.file.clone(),
+            users: ArcSwap::from_pointee(users),
+            seen: Mutex::new(seen),
+            remembered: self.remembered.clone(),
+            key: self.key.clone(),
+            turns: Arc::clone(&self.turns),
+            waiting: Arc::clone(&self.waiting),
+        })
+    }
+
+    /// Where they come from.
+    pub fn file(&self) -> &std::path::Path {
+        &self.file
+    }
+
     /// Reads the file again where it has changed, or in any case with `force`. Blocks.
     ///
     /// # Errors

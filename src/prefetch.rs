@@ -6,7 +6,7 @@
 //! nothing, since that is what tools do that never pull.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -43,7 +43,7 @@ pub struct Prefetch {
     recent: moka::sync::Cache<(Place, Digest), Arc<Image>>,
     turns: Arc<Semaphore>,
     /// Layers larger than this would push out too much that is known to be wanted.
-    layer_bytes_max: u64,
+    layer_bytes_max: AtomicU64,
 }
 
 impl Prefetch {
@@ -58,17 +58,20 @@ impl Prefetch {
             fills,
             recent,
             turns: Arc::new(Semaphore::new(AHEAD_MAX)),
-            layer_bytes_max: room / 8,
+            layer_bytes_max: AtomicU64::new(room / 8),
         }
+    }
+
+    /// Changes the room of the cache.
+    pub fn set_room(&self, room: u64) {
+        self.layer_bytes_max.store(room / 8, Ordering::Relaxed);
     }
 
     /// Notes the layers of a manifest that has just come from upstream.
     pub fn note(&self, place: &Place, manifest: &Manifest) {
-        let layers: Vec<_> = manifest
-            .layers()
-            .filter(|d| d.size <= self.layer_bytes_max)
-            .map(|d| (d.digest, d.size))
-            .collect();
+        let largest = self.layer_bytes_max.load(Ordering::Relaxed);
+        let layers: Vec<_> =
+            manifest.layers().filter(|d| d.size <= largest).map(|d| (d.digest, d.size)).collect();
         if layers.len() < 2 {
             return;
         }

@@ -1,12 +1,14 @@
 //! Binding, serving, stopping.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, Listeners, TcpSocketOptions};
 use pingora::protocols::{Stream, TcpKeepalive};
@@ -17,17 +19,25 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::Admin;
-use crate::certificates::Certificates;
-use crate::config::{self, Config};
+use crate::config::{Changes, Config};
 use crate::disk::Disk;
-use crate::doors::{self, Door};
-use crate::keeper::Bounds;
+use crate::doors;
+use crate::handover::{Inherited, Listening};
+use crate::keeper::Company;
 use crate::metrics::Metrics;
-use crate::server::{Front, Mirror};
+use crate::server::{Current, Front, Mirror, bounds};
 use crate::steward::Steward;
 use crate::store::Store;
-use crate::transport::{self, Gate, Places};
+use crate::transport::{Gate, Passage, Places};
 use crate::upkeep;
+
+mod reload;
+mod upgrade;
+
+use reload::unix_seconds;
+
+/// How long a connection that has been taken may be without its place.
+const SEATED_WITHIN: Duration = Duration::from_millis(100);
 
 /// A mirror that is running.
 #[derive(Debug)]
@@ -36,13 +46,25 @@ pub struct Running {
     pub addresses: Vec<SocketAddr>,
     /// Where it is watched.
     pub admin: SocketAddr,
-    mirror: Arc<Mirror>,
+    configured: Arc<Configured>,
     stop_pull: watch::Sender<bool>,
     stop_admin: watch::Sender<bool>,
     services: Vec<JoinHandle<()>>,
+    /// What accepts the clients' connections.
+    pulls: Vec<JoinHandle<()>>,
+    /// The sockets, to be handed over: the admin address comes last.
+    listening: Vec<Listening>,
+}
+
+/// What a reload may change.
+#[derive(Debug)]
+struct Configured {
+    current: Arc<Current>,
+    passages: Vec<Arc<ArcSwap<Passage<Front>>>>,
     places: Arc<Places>,
-    watched: Watched,
-    drain_timeout: Duration,
+    steward: Arc<Steward>,
+    /// One reload at a time.
+    turn: Mutex<()>,
 }
 
 /// Starts a mirror. Every failure is one sentence.
@@ -50,7 +72,17 @@ pub struct Running {
 /// # Errors
 /// Where an address cannot be bound or the cache folder cannot be used.
 pub fn start(config: &Config) -> anyhow::Result<Running> {
-    let disk = Disk::open(&config.cache.path)?;
+    start_with(config, Inherited::default())
+}
+
+/// Starts a mirror with what another process has opened for it, and tells that process once this one
+/// serves.
+///
+/// # Errors
+/// As `start`.
+pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<Running> {
+    let disk = Disk::open_with(&config.cache.path, inherited.lock.take())?;
+    let shared = disk.is_handed();
     let metrics = Arc::new(Metrics::new()?);
     let store = Arc::new(Store::new(
         disk,
@@ -58,162 +90,149 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
         bounds(&config.cache),
         Arc::clone(&metrics),
     ));
+    if shared {
+        store.keeper().set_company(Company::Before);
+    }
+    store.set_scrub_rate(config.cache.scrub_rate.bytes());
     let mirror = Arc::new(Mirror::new(config, Arc::clone(&store), Arc::clone(&metrics))?);
     // Only now: what is hosted must be known to be before anything can leave.
-    upkeep::start(&store, config.cache.scrub_rate.bytes());
+    upkeep::start(&store);
     let wanted: Vec<SocketAddr> = config.listen.iter().map(|l| l.address).collect();
-    let pull = bind(&wanted)?;
-    let admin = bind(&[config.admin.address])?;
-    let addresses = local(&pull)?;
-    let admin_address = local(&admin)?[0];
-    let certificates = config.listen.iter().map(|l| l.tls.as_ref().map(Certificates::load));
-    let certificates: Vec<Option<Arc<Certificates>>> = certificates
-        .map(|one| one.transpose().map_err(anyhow::Error::msg))
-        .collect::<anyhow::Result<_>>()?;
-    let places = Places::new(&config.server, Arc::clone(&metrics));
+    let pull = bind(&wanted, &mut inherited)?;
+    let admin = bind(&[config.admin.address], &mut inherited)?;
+    for address in inherited.close_rest() {
+        tracing::warn!(%address, "a socket that was handed to this process is in nobody's configuration; it is closed");
+    }
+    let (addresses, admin_address) = (local(&pull)?, local(&admin)?[0]);
+    let configured_as = wanted.iter().copied().chain([config.admin.address]);
+    let listening = pull.iter().chain(&admin).zip(configured_as).map(|(listener, configured)| {
+        let (local, fd) = (listener.local_addr()?, listener.as_raw_fd());
+        Ok(Listening { configured, local, fd })
+    });
+    let listening = listening.collect::<anyhow::Result<_>>()?;
+    let tended = mirror.hosting.clone();
+    let unknown = shared && (inherited.hosting || !config.hosted.repositories.is_empty());
+    let current = Arc::new(Current::new(mirror));
     let steward = Steward::load(&config.admin, doors::random_key()?).map_err(anyhow::Error::msg)?;
     let steward = Arc::new(steward);
+    let places = Places::new(&config.server, metrics.clone());
+    let configured = Configured::new(config, current, places, Arc::clone(&steward))?;
+    let configured = Arc::new(configured);
     let (stop_pull, pull_stopped) = watch::channel(false);
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let tended = Arc::clone(&mirror);
+    let admin_app = Admin::new(
+        Arc::clone(&configured.current),
+        addresses.clone(),
+        steward,
+        config.admin.guard_metrics,
+    );
     let mut services = vec![
-        tokio::spawn(async move { tended.hosting.tend().await }),
-        serve(
-            "admin",
-            admin,
-            Plain(Arc::new(Admin::new(
-                Arc::clone(&mirror),
-                addresses.clone(),
-                Arc::clone(&steward),
-                config.admin.guard_metrics,
-            ))),
-            admin_stopped,
-        )?,
+        tokio::spawn(async move { tended.tend(unknown).await }),
+        serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
-    if let Some(issuer) = mirror.doors.issuer().cloned() {
-        services.push(tokio::spawn(async move { issuer.tend().await }));
+    let mut pulls = Vec::new();
+    for (bound, passage) in pull.into_iter().zip(&configured.passages) {
+        let (passage, places) = (Arc::clone(passage), Arc::clone(&configured.places));
+        pulls.push(serve("pull", vec![bound], Gate { passage, places }, pull_stopped.clone())?);
     }
-    for ((bound, listen), certificates) in pull.into_iter().zip(&config.listen).zip(&certificates) {
-        let tls = certificates.as_ref().map(transport::acceptor).transpose();
-        let gate = Gate {
-            app: Arc::new(Front::new(Arc::clone(&mirror), Door::new(listen))),
-            places: Arc::clone(&places),
-            tls: tls.map_err(anyhow::Error::msg)?,
-        };
-        services.push(serve("pull", vec![bound], gate, pull_stopped.clone())?);
+    services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
+    metrics.configured(Some(unix_seconds()));
+    if let Some(before) = inherited.before {
+        upgrade::take_over(before, configured.current.load_full(), shared);
     }
-    let certificates = certificates.into_iter().flatten().collect();
-    let watched = Watched { certificates, steward, mirror: Arc::clone(&mirror) };
-    services.push(tokio::spawn(watch_files(watched.clone())));
     Ok(Running {
         addresses,
         admin: admin_address,
-        mirror,
+        configured,
         stop_pull,
         stop_admin,
         services,
-        places,
-        watched,
-        drain_timeout: config.server.drain_timeout.get(),
+        pulls,
+        listening,
     })
-}
-
-fn bounds(cache: &config::Cache) -> Bounds {
-    Bounds {
-        max_size: cache.max_size.bytes(),
-        min_free: cache.min_free,
-        max_age: cache.max_age.map(config::units::Span::get),
-    }
 }
 
 impl Running {
     /// The mirror itself, for those who look at its metrics.
-    pub fn mirror(&self) -> &Arc<Mirror> {
-        &self.mirror
+    pub fn mirror(&self) -> Arc<Mirror> {
+        self.configured.current.load_full()
     }
 
-    /// Reads the files again that change while we run: certificates, users and keys. Connections
-    /// under way stay.
-    pub async fn reload(&self) {
-        self.watched.reload(true).await;
+    /// Puts another configuration into force, all of it that needs no restart or nothing at all.
+    /// Requests under way go on by the one they began with.
+    ///
+    /// # Errors
+    /// One sentence, where something of it cannot be used; the one before stays in force then.
+    pub async fn reload(&self, config: Config) -> anyhow::Result<Changes> {
+        let configured = Arc::clone(&self.configured);
+        tokio::task::spawn_blocking(move || configured.reload(&config)).await?
+    }
+
+    /// Notes that a configuration could not be read.
+    pub fn not_reloaded(&self) {
+        self.mirror().metrics.configured(None);
     }
 
     /// Stops: no new connections; transfers under way go on to their end or to the deadline.
     /// Returns whether all of them came to their end.
-    pub async fn stop(self) -> bool {
-        let deadline = Instant::now() + self.drain_timeout;
-        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
-        let drained = tokio::time::timeout_at(deadline.into(), self.places.empty()).await.is_ok();
+    pub async fn stop(&self) -> bool {
+        let mirror = self.mirror();
+        let deadline = Instant::now() + mirror.config().server.drain_timeout.get();
+        self.stop_accepting(SEATED_WITHIN).await;
+        let empty = self.configured.places.empty();
+        let drained = tokio::time::timeout_at(deadline.into(), empty).await.is_ok();
         // What has been downloaded to its end is still to be kept; the rest is resumed some day.
-        while drained && Instant::now() < deadline && self.mirror.fills.is_publishing() {
+        while drained && Instant::now() < deadline && mirror.fills.is_publishing() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // The next start shall know what was used last.
-        let flush = self.mirror.store.blocking(|s| {
+        self.flush().await;
+        drained
+    }
+
+    /// Takes no more connections. Those that have just been taken get their places within `moment`:
+    /// until then nobody knows of them, and the end of the process would reset them.
+    async fn stop_accepting(&self, moment: Duration) {
+        let _ = self.stop_pull.send(true); // nobody listens any more: then it has stopped
+        while !self.pulls.iter().all(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(moment).await;
+    }
+
+    /// Ends everything, so that the next start knows what was used last.
+    async fn flush(&self) {
+        let mirror = self.mirror();
+        let flush = mirror.store.blocking(|s| {
             s.keeper().flush();
             s.disk().sync();
             Ok(())
         });
         let _ = flush.await; // only the order would suffer
         let _ = self.stop_admin.send(true);
-        for service in self.services {
+        for service in &self.services {
             service.abort();
         }
-        drained
     }
 }
 
 /// Looks at the files each second, so that whoever renews a certificate need tell nobody.
-async fn watch_files(watched: Watched) {
+async fn watch_files(configured: Arc<Configured>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        watched.reload(false).await;
-    }
-}
-
-/// What is read from files of its own that may change at any time.
-#[derive(Clone, Debug)]
-struct Watched {
-    certificates: Vec<Arc<Certificates>>,
-    steward: Arc<Steward>,
-    mirror: Arc<Mirror>,
-}
-
-impl Watched {
-    async fn reload(&self, force: bool) {
-        let doors = &self.mirror.doors;
-        let (people, issuer) = (doors.people().cloned(), doors.issuer().cloned());
-        let (certificates, steward) = (self.certificates.clone(), Arc::clone(&self.steward));
-        let none = certificates.is_empty() && people.is_none() && issuer.is_none();
-        if none && !steward.wants_token() {
-            return;
-        }
-        let read = move || {
-            let tell = |what: &str, outcome: Result<bool, String>| match outcome {
-                Ok(true) => tracing::info!("new {what} are in force"),
-                Ok(false) => {}
-                Err(why) => tracing::error!(%why, "new {what} are refused; the old ones stay"),
-            };
-            for one in certificates {
-                tell("certificates", one.reload(force));
-            }
-            tell("tokens", steward.reload(force));
-            if let Some(people) = people {
-                tell("users", people.reload(force));
-            }
-            if let Some(issuer) = issuer {
-                tell("keys", issuer.reload(force));
-            }
-        };
-        let _ = tokio::task::spawn_blocking(read).await; // a panic there is told by the runtime
+        let configured = Arc::clone(&configured);
+        // A panic there is told by the runtime.
+        let _ = tokio::task::spawn_blocking(move || configured.look_at_files()).await;
     }
 }
 
 /// Binds ourselves: Pingora retries for 30 s and then panics, and never tells the port.
-fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+fn bind(addresses: &[SocketAddr], inherited: &mut Inherited) -> anyhow::Result<Vec<TcpListener>> {
     addresses
         .iter()
         .map(|address| {
+            if let Some(listener) = inherited.listener(*address) {
+                return Ok(listener);
+            }
             let listener = TcpListener::bind(address)
                 .with_context(|| format!("cannot listen on {address}; stop what listens there, or choose another address (`listen`, `admin`, or --listen, --admin)"))?;
             listener.set_nonblocking(true)?;
@@ -248,7 +267,7 @@ where
         );
         fds.add(address, listener.into_raw_fd());
     }
-    let fds: ListenFds = Arc::new(parking_lot::Mutex::new(fds));
+    let fds: ListenFds = Arc::new(Mutex::new(fds));
     let mut service = Service::with_listeners(name.to_owned(), listeners, app);
     Ok(tokio::spawn(async move { service.start_service(Some(fds), stopped, 1).await }))
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use crate::blocks::{self, Large, Sums};
 use crate::digest::Digest;
 use crate::disk::{self, Disk};
 use crate::error::{Error, Result};
-use crate::keeper::{self, Bounds, Keeper, Small};
+use crate::keeper::{self, Bounds, Keeper, Smalls};
 use crate::limits::{OPEN_FILES_MAX, RECORDS_MAX, SMALL_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::name::{Repository, Tag};
@@ -123,19 +123,19 @@ pub struct Link {
 pub struct Store {
     disk: Arc<Disk>,
     keeper: Arc<Keeper>,
-    small: Cache<Digest, Arc<Small>>,
+    small: Smalls,
     large: Cache<Digest, Arc<Large>>,
     tags: Cache<(Place, Tag), Arc<TagRecord>>,
     links: Cache<(Place, Digest), Link>,
     metrics: Arc<Metrics>,
+    /// Bytes a second at which held content is compared with its digests.
+    scrub_rate: AtomicU64,
 }
 
 impl Store {
     /// A store over a folder, with `memory` bytes for small content.
     pub fn new(disk: Disk, memory: u64, bounds: Bounds, metrics: Arc<Metrics>) -> Self {
-        let weigh =
-            |_: &Digest, s: &Arc<Small>| u32::try_from(s.bytes.len() + 256).unwrap_or(u32::MAX);
-        let small = Cache::builder().max_capacity(memory).weigher(weigh).build();
+        let small = Smalls::new(memory);
         let large = Cache::new(OPEN_FILES_MAX);
         let disk = Arc::new(disk);
         let keeper = Keeper::new(
@@ -153,7 +153,24 @@ impl Store {
             tags: Cache::new(RECORDS_MAX),
             links: Cache::new(RECORDS_MAX),
             metrics,
+            scrub_rate: AtomicU64::new(0),
         }
+    }
+
+    /// Changes how many bytes of small content are held in memory.
+    pub fn set_memory(&self, bytes: u64) {
+        self.keeper.flush(); // the uses that only memory knows
+        self.small.set_room(bytes);
+    }
+
+    /// Bytes a second at which held content is compared with its digests; 0: not at all.
+    pub fn scrub_rate(&self) -> u64 {
+        self.scrub_rate.load(Ordering::Relaxed)
+    }
+
+    /// Changes that rate.
+    pub fn set_scrub_rate(&self, rate: u64) {
+        self.scrub_rate.store(rate, Ordering::Relaxed);
     }
 
     /// The folder, for the fills. Its calls block.
@@ -168,7 +185,7 @@ impl Store {
 
     /// Bytes of content in memory, nearly.
     pub fn memory_bytes(&self) -> u64 {
-        self.small.weighted_size()
+        self.small.bytes()
     }
 
     /// Content by digest; `None` where it is not held. A digest is not a permission: the caller
@@ -242,8 +259,7 @@ impl Store {
     }
 
     fn remember(&self, digest: &Digest, bytes: Bytes) -> Bytes {
-        let used = AtomicU32::new(0);
-        self.small.insert(*digest, Arc::new(Small { bytes: bytes.clone(), used }));
+        self.small.insert(*digest, bytes.clone());
         bytes
     }
 

@@ -17,7 +17,7 @@ use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -35,11 +35,12 @@ const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
+/// What is logged, to be changed by a reload.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
 /// Starts logging; `RUST_LOG` wins over the configuration.
 pub fn start(log: &Log) {
-    let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(&log.level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter(log));
     let terminal = io::stderr().is_terminal();
     let json = match log.format {
         LogFormat::Auto => !terminal,
@@ -61,12 +62,28 @@ pub fn start(log: &Log) {
     });
     let lines = Access { output, json }.with_filter(access);
     // A second start in one process (tests, the demo) keeps the first.
-    let _ = tracing_subscriber::registry()
+    let started = tracing_subscriber::registry()
         .with(filter)
         .with(plain)
         .with(machine)
         .with(lines)
         .try_init();
+    if started.is_ok() {
+        let _ = LEVEL.set(handle); // set here only, once
+    }
+}
+
+/// Changes what is logged; `RUST_LOG` still wins.
+pub fn set_level(log: &Log) {
+    if let Some(level) = LEVEL.get() {
+        let _ = level.reload(filter(log)); // the log lives as long as the process
+    }
+}
+
+fn filter(log: &Log) -> EnvFilter {
+    EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(&log.level))
+        .unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// Writes out what is waiting; for the end of the process.

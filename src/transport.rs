@@ -7,8 +7,10 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
@@ -38,11 +40,10 @@ pub struct Peer {
 #[derive(Debug)]
 pub struct Places {
     all: Arc<Semaphore>,
-    count: usize,
+    bounds: Mutex<Bounds>,
     waiting: Semaphore,
     by_address: Mutex<HashMap<IpAddr, usize>>,
-    by_address_max: usize,
-    handshake: Duration,
+    by_address_max: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
@@ -51,18 +52,43 @@ impl Places {
     pub fn new(server: &config::Server, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(server.max_connections)),
-            count: server.max_connections,
+            bounds: Mutex::new(Bounds::of(server)),
             waiting: Semaphore::new(WAITING_MAX),
             by_address: Mutex::default(),
-            by_address_max: server.max_connections_per_address,
-            handshake: server.header_timeout.get(),
+            by_address_max: AtomicUsize::new(server.max_connections_per_address),
             metrics,
         })
     }
 
+    /// Changes how many there are. Places too many are taken away as they are given back; nobody
+    /// is sent off.
+    pub fn set(&self, server: &config::Server) {
+        let mut bounds = self.bounds.lock();
+        let (before, now) = (bounds.count, server.max_connections);
+        *bounds = Bounds::of(server);
+        self.by_address_max.store(server.max_connections_per_address, Ordering::Relaxed);
+        if now >= before {
+            self.all.add_permits(now - before);
+            return;
+        }
+        let all = Arc::clone(&self.all);
+        tokio::spawn(async move {
+            for _ in now..before {
+                // In turn with the connections that wait. Nobody closes the semaphore.
+                let Ok(place) = all.acquire().await else { return };
+                place.forget();
+            }
+        });
+    }
+
+    /// How long a handshake may take, and a connection may wait for its place.
+    fn patience(&self) -> Duration {
+        self.bounds.lock().handshake
+    }
+
     /// Waits until all places are free.
     pub async fn empty(&self) {
-        let all = u32::try_from(self.count).unwrap_or(u32::MAX);
+        let all = u32::try_from(self.bounds.lock().count).unwrap_or(u32::MAX);
         // Nobody closes the semaphore; if somebody did, nothing would be left to wait for.
         let _ = self.all.acquire_many(all).await;
     }
@@ -71,7 +97,7 @@ impl Places {
     fn seat(&self, address: IpAddr) -> Option<Seat<'_>> {
         let mut by_address = self.by_address.lock();
         let taken = by_address.entry(address).or_default();
-        if *taken >= self.by_address_max {
+        if *taken >= self.by_address_max.load(Ordering::Relaxed) {
             return None;
         }
         *taken += 1;
@@ -98,28 +124,63 @@ impl Drop for Seat<'_> {
     }
 }
 
-impl<A> std::fmt::Debug for Gate<A> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gate(tls: {})", self.tls.is_some())
+/// The bounds, as configured.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    count: usize,
+    handshake: Duration,
+}
+
+impl Bounds {
+    fn of(server: &config::Server) -> Self {
+        Self { count: server.max_connections, handshake: server.header_timeout.get() }
     }
 }
 
-/// One address: its TLS, and what serves the connections that come through.
-pub struct Gate<A> {
+/// What the connections of one address come through: its TLS, and what serves them.
+pub struct Passage<A> {
     /// What serves.
     pub app: Arc<A>,
+    /// `None` for plain HTTP.
+    pub tls: Option<Secured>,
+}
+
+/// TLS over certificates that may be swapped.
+#[derive(Clone)]
+pub struct Secured {
+    /// The certificates.
+    pub certificates: Arc<Certificates>,
+    acceptor: Arc<Acceptor>,
+}
+
+impl std::fmt::Debug for Secured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secured({:?})", self.certificates.settings())
+    }
+}
+
+impl<A> std::fmt::Debug for Passage<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Passage(tls: {})", self.tls.is_some())
+    }
+}
+
+/// One address. A reload may give it another passage; connections go on through theirs.
+#[derive(Debug)]
+pub struct Gate<A> {
+    /// For connections that come from now on.
+    pub passage: Arc<ArcSwap<Passage<A>>>,
     /// Shared by all addresses.
     pub places: Arc<Places>,
-    /// `None` for plain HTTP.
-    pub tls: Option<Acceptor>,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
     /// Makes the handshake, where there is one to be made, within the deadline.
-    async fn enter(&self, stream: Stream) -> Option<Stream> {
-        let Some(tls) = &self.tls else { return Some(stream) };
+    async fn enter(&self, passage: &Passage<A>, stream: Stream) -> Option<Stream> {
+        let Some(tls) = &passage.tls else { return Some(stream) };
+        let tls = &tls.acceptor;
         let socket = stream.into_any().downcast::<Socket>().ok()?;
-        match tokio::time::timeout(self.places.handshake, tls.tls_handshake(*socket)).await {
+        match tokio::time::timeout(self.places.patience(), tls.tls_handshake(*socket)).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
@@ -147,10 +208,13 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
             place
         } else {
             let _waiting = places.waiting.try_acquire().ok()?;
-            tokio::time::timeout(places.handshake, places.all.acquire()).await.ok()?.ok()?
+            tokio::time::timeout(places.patience(), places.all.acquire()).await.ok()?.ok()?
         };
-        let stream = self.enter(stream).await?;
-        ServerApp::process_new(&self.app, stream, shutdown).await
+        let passage = Guard::into_inner(self.passage.load());
+        let stream = self.enter(&passage, stream).await?;
+        let app = Arc::clone(&passage.app);
+        drop(passage);
+        ServerApp::process_new(&app, stream, shutdown).await
     }
 }
 
@@ -158,7 +222,7 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
 ///
 /// # Errors
 /// One sentence, where the settings are refused.
-pub fn acceptor(certificates: &Arc<Certificates>) -> Result<Acceptor, String> {
+pub fn secured(certificates: &Arc<Certificates>) -> Result<Secured, String> {
     let mut settings =
         TlsSettings::with_callbacks(Box::new(Introduce)).map_err(|e| e.to_string())?;
     settings.set_cert_resolver(Arc::clone(certificates) as _);
@@ -167,7 +231,8 @@ pub fn acceptor(certificates: &Arc<Certificates>) -> Result<Acceptor, String> {
     }
     settings.enable_h2();
     // Panics on a bad pair, but only on one that it loads itself.
-    Ok(settings.build())
+    let acceptor = Arc::new(settings.build());
+    Ok(Secured { certificates: Arc::clone(certificates), acceptor })
 }
 
 /// Notes who the client's certificate says it is.

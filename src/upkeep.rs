@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::blocks;
 use crate::digest::Digest;
+use crate::keeper::Company;
 use crate::store::Store;
 use crate::{pins, purge};
 
@@ -28,7 +29,7 @@ const COLLECT_PAUSE: Duration = Duration::from_secs(24 * 3600);
 const BATCH: usize = 256;
 
 /// Starts the background work. It ends with the store.
-pub fn start(store: &Arc<Store>, scrub_rate: u64) {
+pub fn start(store: &Arc<Store>) {
     let scanner = Arc::clone(store);
     tokio::spawn(async move {
         // What is pinned has to be known before anything may leave.
@@ -46,9 +47,7 @@ pub fn start(store: &Arc<Store>, scrub_rate: u64) {
     tokio::spawn(rounds(Arc::downgrade(store)));
     tokio::spawn(collect_daily(Arc::downgrade(store)));
     tokio::spawn(sync_forever(Arc::downgrade(store)));
-    if scrub_rate > 0 {
-        tokio::spawn(scrub_forever(Arc::downgrade(store), scrub_rate));
-    }
+    tokio::spawn(scrub_forever(Arc::downgrade(store)));
 }
 
 /// Lets old content go once it is known what is hosted; till then nothing may leave.
@@ -103,6 +102,7 @@ async fn collect_daily(store: Weak<Store>) {
     loop {
         tokio::time::sleep(COLLECT_PAUSE).await;
         let Some(store) = store.upgrade() else { return };
+        store.keeper().alone().await;
         match purge::collect(&store).await {
             Ok(0) => {}
             Ok(records) => tracing::info!(records, "removed records of content that has left"),
@@ -111,12 +111,27 @@ async fn collect_daily(store: Weak<Store>) {
     }
 }
 
-async fn scrub_forever(store: Weak<Store>, rate: u64) {
+/// How often it is asked whether scrubbing has been turned on.
+const SCRUB_ASKED: Duration = Duration::from_secs(10);
+
+async fn scrub_forever(store: Weak<Store>) {
     if let Some(store) = store.upgrade() {
         store.keeper().scanned().await;
     }
     loop {
-        if scrub(&store, rate, |_| {}).await.is_none() {
+        let rate = store.upgrade().map(|store| match store.keeper().company() {
+            Company::Alone => store.scrub_rate(),
+            Company::Before | Company::Behind => 0,
+        });
+        match rate {
+            None => return,
+            Some(0) => {
+                tokio::time::sleep(SCRUB_ASKED).await;
+                continue;
+            }
+            Some(_) => {}
+        }
+        if scrub(&store, None, |_| {}).await.is_none() {
             return;
         }
         tokio::time::sleep(SCRUB_PAUSE).await;
@@ -134,11 +149,11 @@ pub struct Scrubbed {
     pub rotten: u64,
 }
 
-/// Reads everything that is held at `rate` bytes a second (0: as fast as it goes) and compares it
-/// with its digest. `None` where the store has gone.
+/// Reads everything that is held at `rate` bytes a second (0: as fast as it goes; `None`: as is
+/// configured, and to be turned off at any time) and compares it with its digest. `None` where the store has gone.
 pub async fn scrub(
     store: &Weak<Store>,
-    rate: u64,
+    rate: Option<u64>,
     mut tell: impl FnMut(&Scrubbed),
 ) -> Option<Scrubbed> {
     let mut so_far = Scrubbed::default();
@@ -151,9 +166,11 @@ pub async fn scrub(
         from = next;
         for (digest, ..) in batch {
             let began = Instant::now();
-            let checked = {
+            let (checked, rate) = {
                 let store = store.upgrade()?;
-                store.blocking(move |store| verify(store, &digest)).await
+                let configured = Some(store.scrub_rate()).filter(|rate| *rate > 0);
+                let Some(rate) = rate.or(configured) else { return Some(so_far) };
+                (store.blocking(move |store| verify(store, &digest)).await, rate)
             };
             match checked {
                 Ok(Some((bytes, right))) => {

@@ -17,12 +17,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use ring::rand::SecureRandom;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::copies::publishing;
 use crate::blocks::Summing;
@@ -30,12 +28,17 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::disk::found;
 use crate::error::{Error, Kind, Result};
 use crate::hosted::{Hosted, no_room, unwritable};
-use crate::keeper::Lease;
+use crate::keeper::{Company, Lease};
 use crate::limits::{SLICE_BYTES, UPLOADS_MAX, UPLOADS_OPEN_MAX, WRITERS_MAX};
 use crate::name::{Repository, UploadId};
 use crate::store::{Store, is_full};
 
 pub mod copies;
+mod turn;
+mod writer;
+
+use turn::Turn;
+pub use writer::Writer;
 
 /// Pieces that wait to be written; each is what one read of the client's socket gave.
 const PIECES_WAITING_MAX: usize = 8;
@@ -64,6 +67,7 @@ pub struct Upload {
     owner: Owner,
     path: PathBuf,
     size_max: u64,
+    store: Arc<Store>,
     state: Arc<tokio::sync::Mutex<State>>,
     writers: Arc<Semaphore>,
 }
@@ -156,7 +160,9 @@ impl Uploads {
         };
         let state = Arc::new(tokio::sync::Mutex::new(state));
         let writers = Arc::clone(&self.writers);
-        let upload = Arc::new(Upload { id: id.clone(), owner, path, size_max, state, writers });
+        let store = Arc::clone(&self.store);
+        let upload =
+            Arc::new(Upload { id: id.clone(), owner, path, size_max, store, state, writers });
         let mut open = self.open.lock();
         if open.len() >= UPLOADS_OPEN_MAX {
             // Only those that no request holds: two writers must never meet.
@@ -240,6 +246,11 @@ impl Uploads {
         self.open.lock().remove(&upload.id);
     }
 
+    /// Forgets uploads that nobody writes to: another process may have gone on with them.
+    pub fn forget(&self) {
+        self.open.lock().retain(|_, upload| is_in_use(upload));
+    }
+
     /// Gives up the uploads that have rested for longer than `age`; how many.
     ///
     /// # Errors
@@ -274,13 +285,22 @@ impl Uploads {
 
 impl Upload {
     /// Waits for the request before to let go of it.
-    async fn turn(&self) -> Result<OwnedMutexGuard<State>> {
+    async fn turn(&self) -> Result<Turn> {
         let turn = tokio::time::timeout(TURN_WITHIN, Arc::clone(&self.state).lock_owned()).await;
         let state = turn.map_err(|_| {
             let text = "another request is still adding to this upload; try again in a moment";
             Error::new(Kind::TooManyRequests, text).retry_after(Duration::from_secs(1))
         })?;
-        if state.is_over { Err(unknown(&self.id)) } else { Ok(state) }
+        if state.is_over {
+            return Err(unknown(&self.id));
+        }
+        // Locked in any case: who hands over cannot know which of its requests go on.
+        if self.store.keeper().company() == Company::Alone && state.file.try_lock().is_ok() {
+            return Ok(Turn { state });
+        }
+        let (path, algorithm) = (self.path.clone(), self.owner.algorithm.clone());
+        let taken = self.store.blocking(move |_| Turn::take_up(state, &path, &algorithm)).await;
+        taken.map_err(unwritable)?.ok_or_else(|| unknown(&self.id))
     }
 
     /// How many bytes have come.
@@ -314,67 +334,10 @@ impl Upload {
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            write(state, inbox, size_max)
+            writer::write(state, inbox, size_max)
         });
-        Ok(Writer { pieces, task, before })
+        Ok(Writer::new(pieces, task, before))
     }
-}
-
-/// Adds to an upload. Dropped before its end, it leaves what has come: the client may go on there.
-#[derive(Debug)]
-pub struct Writer {
-    pieces: mpsc::Sender<Bytes>,
-    task: JoinHandle<(OwnedMutexGuard<State>, Result<()>)>,
-    before: SoFar,
-}
-
-impl Writer {
-    /// Hands over the next piece; `false`: no more are taken, and `end` says why.
-    pub async fn write(&self, piece: Bytes) -> bool {
-        self.pieces.send(piece).await.is_ok()
-    }
-
-    /// Waits until all is written, and says how far the upload has come.
-    ///
-    /// # Errors
-    /// `SizeInvalid` where not exactly `length` bytes came: they are taken back then. `TooLarge`,
-    /// `StorageFull` or `Internal`.
-    pub async fn end(self, length: Option<u64>) -> Result<u64> {
-        let Self { pieces, task, before } = self;
-        drop(pieces);
-        let (mut state, written) =
-            task.await.map_err(|e| Error::internal("the writer of an upload died", e))?;
-        written?;
-        let came = state.so_far.written - before.written;
-        match length {
-            Some(length) if length != came => {
-                state.file.set_len(before.written).map_err(unwritable)?;
-                state.so_far = before;
-                let text = format!("{came} bytes came where Content-Range says {length}");
-                Err(Error::new(Kind::SizeInvalid, text))
-            }
-            _ => Ok(state.so_far.written),
-        }
-    }
-}
-
-/// Writes and hashes what comes, until nothing more does. Runs on a blocking thread.
-fn write(
-    mut state: OwnedMutexGuard<State>,
-    mut inbox: mpsc::Receiver<Bytes>,
-    size_max: u64,
-) -> (OwnedMutexGuard<State>, Result<()>) {
-    while let Some(piece) = inbox.blocking_recv() {
-        if state.so_far.written + piece.len() as u64 > size_max {
-            let text = format!("blobs of more than {size_max} bytes are not taken");
-            return (state, Err(Error::new(Kind::TooLarge, text)));
-        }
-        if let Err(error) = state.take(&piece) {
-            let _ = state.file.set_len(state.so_far.written); // else it is written over later
-            return (state, Err(error));
-        }
-    }
-    (state, Ok(()))
 }
 
 impl SoFar {

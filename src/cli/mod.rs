@@ -27,6 +27,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod ask;
+mod health;
+mod node;
 mod ops;
 mod serve;
 mod warm;
@@ -179,7 +181,15 @@ enum Command {
     /// Ask a running mirror whether it is alive: exit code 0 or 1, for a container's health check.
     Health {
         #[command(flatten)]
-        to: AdminArgs,
+        args: health::HealthArgs,
+    },
+    /// Make a folder of a node ready for a mirror that does not run as root.
+    Prepare {
+        /// The folder.
+        folder: PathBuf,
+        /// The group that the mirror runs as.
+        #[arg(long, value_name = "GID")]
+        group: Option<u32>,
     },
     /// Pull a sample image twice through a mirror, with an upstream that needs no network.
     Demo {
@@ -192,8 +202,14 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, or that of a command.
+    Man {
+        /// The command, such as `client` or `config show`.
+        command: Vec<String>,
+        /// Write a page for each command into this folder instead.
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        write: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -278,13 +294,34 @@ pub fn run(cli: Cli) -> ExitCode {
             let wanted = warm::Wanted { images, file, platform };
             ops::told(&to, async |admin| warm::run(admin, &wanted).await)
         }
-        Command::Health { to } => ops::told(&to, ops::health),
+        Command::Health { args } => health::run(&args),
+        Command::Prepare { folder, group } => match node::prepare(&folder, group) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pierhead", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Command::Man => done(clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())),
+        Command::Man { write: Some(folder), .. } => {
+            done(clap_mangen::generate_to(Cli::command(), folder))
+        }
+        Command::Man { command, write: None } => man(&command),
     }
+}
+
+/// Prints the page of a command.
+fn man(names: &[String]) -> ExitCode {
+    let mut page = Cli::command();
+    page.build();
+    for name in names {
+        let Some(command) = page.find_subcommand(name) else {
+            eprintln!("error: there is no command {}; see 'pierhead --help'", names.join(" "));
+            return ExitCode::from(2);
+        };
+        page = command.clone();
+    }
+    done(clap_mangen::Man::new(page).render(&mut std::io::stdout()))
 }
 
 fn load(file: &File, overrides: &Overrides) -> Result<Loaded, ExitCode> {

@@ -36,7 +36,7 @@ pub(super) struct AdminArgs {
     token_file: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Runs a command against the mirror that the arguments name, and prints what it says.

@@ -1,12 +1,16 @@
 //! `serve`: runs the mirror until it is told to stop, and tells a person at a terminal what next.
 
+use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{File, OverrideArgs, failed, load, runtime};
-use crate::config::{Config, Overrides};
+use crate::config::{self, Changes, Config, Overrides};
+use crate::handover::{self, Inherited, Successor};
 use crate::{client, run, telemetry};
 
 pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
@@ -18,12 +22,16 @@ pub(super) fn serve(file: &File, overrides: OverrideArgs) -> ExitCode {
     };
     telemetry::start(&loaded.config.log);
     let mut loaded = loaded;
-    fit_connections(&mut loaded.config, raise_file_limit());
+    let files = raise_file_limit();
+    fit_connections(&mut loaded.config, files);
     let runtime = match runtime(loaded.config.server.threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let outcome = runtime.block_on(serve_until_told(&loaded.config));
+    let outcome = runtime.block_on(async {
+        let reader = Reader { path: file.config.clone(), overrides, files };
+        serve_until_told(&loaded.config, &reader).await
+    });
     telemetry::flush();
     // Fills that nobody waits for end here; what they have is resumed by the next start.
     runtime.shutdown_background();
@@ -70,33 +78,162 @@ fn fit_connections(config: &mut Config, files: u64) {
     }
 }
 
-async fn serve_until_told(config: &Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Reads the configuration again, as it was read at the start.
+struct Reader {
+    path: Option<PathBuf>,
+    overrides: Overrides,
+    /// Files that may be open.
+    files: u64,
+}
+
+impl Reader {
+    /// Puts the configuration into force as it is now, or tells why not: every fault where it stands,
+    /// as `check` does. The one before stays in force then.
+    async fn reload(&self, running: &run::Running) {
+        let loaded = Config::load(self.path.as_deref(), config::environment(), &self.overrides);
+        let mut loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(faults) => {
+                running.not_reloaded();
+                for fault in &faults {
+                    tracing::error!(%fault, "the new configuration is faulty; the old one stays");
+                }
+                return;
+            }
+        };
+        for warning in &loaded.warnings {
+            tracing::warn!(%warning, "the new configuration works, but is hardly meant so");
+        }
+        fit_connections(&mut loaded.config, self.files);
+        match running.reload(loaded.config).await {
+            Ok(changes) => tell(&changes),
+            Err(error) => {
+                running.not_reloaded();
+                let error = format!("{error:#}");
+                tracing::error!(error, "the new configuration cannot be used; the old one stays");
+            }
+        }
+    }
+}
+
+/// Says what a reload has changed, and what it could not.
+fn tell(changes: &Changes) {
+    if changes.taken.is_empty() {
+        tracing::info!("configuration reloaded: nothing has changed in it");
+    } else {
+        tracing::info!(changed = changes.taken.join(" "), "configuration reloaded");
+    }
+    if !changes.waiting.is_empty() {
+        let keys = changes.waiting.join(" ");
+        tracing::warn!(keys, "these changes take a restart or an upgrade (SIGUSR2)");
+    }
+}
+
+async fn serve_until_told(config: &Config, reader: &Reader) -> anyhow::Result<()> {
+    let mut stop_told = StopSignals::listen()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let running = run::start(config)?;
+    let mut upgrade_told = signal(SignalKind::user_defined2())?;
+    let program = handover::own_program()?;
+    let inherited =
+        Inherited::take().context("what another process was to hand over has not come")?;
+    let is_successor = inherited.before.is_some();
+    let running = run::start_with(config, inherited)?;
     say!("{}", banner(config, &running));
     tracing::info!(addresses = ?running.addresses, admin = %running.admin, cache = %config.cache.path.display(), "serving");
-    tell_systemd(&[NotifyState::Ready]);
+    if !is_successor {
+        tell_systemd(&[NotifyState::Ready]); // else the process before tells of us
+    }
+    let mut upgrade = pin!(None);
     loop {
+        let upgrading = async {
+            match upgrade.as_mut().as_pin_mut() {
+                Some(upgrade) => upgrade.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = stop_told.told() => break,
             _ = hangup.recv() => {
                 if let Ok(now) = NotifyState::monotonic_usec_now() {
                     tell_systemd(&[NotifyState::Reloading, now]);
                 }
-                running.reload().await;
+                reader.reload(&running).await;
                 tell_systemd(&[NotifyState::Ready]);
+            }
+            _ = upgrade_told.recv() => {
+                if upgrade.is_some() {
+                    tracing::error!("an upgrade is under way; this one is refused");
+                } else {
+                    upgrade.set(Some(running.upgrade(&program)));
+                }
+            }
+            outcome = upgrading => {
+                upgrade.set(None);
+                match outcome {
+                    Ok(successor) => {
+                        hand_over(&running, successor, &mut stop_told).await;
+                        return Ok(());
+                    }
+                    Err(why) => tracing::error!(why, "upgrade failed; this process goes on"),
+                }
             }
         }
     }
+    upgrade.set(None); // a new process that has not taken over is ended
+    stop(&running).await;
+    Ok(())
+}
+
+async fn stop(running: &run::Running) {
     tell_systemd(&[NotifyState::Stopping]);
-    tracing::info!(drain_timeout = %config.server.drain_timeout, "stopping: transfers under way go on to their end");
+    let drain_timeout = running.mirror().config().server.drain_timeout;
+    tracing::info!(%drain_timeout, "stopping: transfers under way go on to their end");
     if !running.stop().await {
         tracing::warn!("drain_timeout is over: transfers were cut off");
     }
-    Ok(())
+}
+
+/// Lets the new process take over, and finishes what is under way here.
+async fn hand_over(running: &run::Running, successor: Successor, stop_told: &mut StopSignals) {
+    let pid = successor.id();
+    tell_systemd(&[NotifyState::MainPid(pid)]);
+    tracing::info!(
+        pid,
+        "upgrade: the new process serves; transfers under way go on here to their end"
+    );
+    tokio::select! {
+        () = running.hand_over(successor) => {
+            tracing::info!("upgrade: everything that was under way has come to its end");
+        }
+        () = stop_told.told() => {
+            if !running.stop().await {
+                tracing::warn!("drain_timeout is over: transfers were cut off");
+            }
+        }
+    }
+}
+
+/// What ends the process.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits until it is told to stop. Cancel safe.
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Tells a `Type=notify` unit where we are; elsewhere there is nobody to tell.

@@ -49,7 +49,7 @@ impl Tls {
 }
 
 /// Who may come in. Where this section is present, whatever no rule allows is refused.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Clients {
     /// Users with their passwords, as `htpasswd -B` writes them. Read again whenever it changes.

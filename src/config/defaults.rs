@@ -154,6 +154,7 @@ impl Default for Server {
             idle_timeout: Span::secs(60),
             send_timeout: Span::secs(60),
             drain_timeout: Span::secs(30),
+            upgrade_timeout: Span::secs(60),
         }
     }
 }

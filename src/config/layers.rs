@@ -12,7 +12,7 @@ use super::{Config, WELL_KNOWN};
 const PREFIX: &str = "PIERHEAD_";
 
 /// Variables of ours that are no keys of the configuration.
-const NO_KEYS: &[&str] = &["PIERHEAD_CONFIG", "PIERHEAD_TOKEN_FILE"];
+const NO_KEYS: &[&str] = &["PIERHEAD_CONFIG", "PIERHEAD_HANDOVER", "PIERHEAD_TOKEN_FILE"];
 
 /// What the command line says; it wins over the environment, which wins over the file.
 #[derive(Clone, Debug, Default)]

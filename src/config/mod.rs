@@ -15,6 +15,7 @@ use units::{Free, Size, Span};
 
 pub mod admin;
 mod auth;
+mod changes;
 mod check;
 mod check_auth;
 mod check_clients;
@@ -38,6 +39,7 @@ pub mod units;
 
 pub use admin::AdminListen;
 pub use auth::{Acr, Auth, Ecr, Gcp, Password, Proxy, ecr_region};
+pub use changes::Changes;
 pub use clients::{Act, Clients, Jwt, Passthrough, Rule, Secret, Tls};
 pub use defaults::DEFAULT_UPSTREAM;
 pub use fault::{Fault, Faults};
@@ -46,7 +48,7 @@ pub use load::{Loaded, environment};
 pub use show::{init, schema, show};
 
 /// The whole configuration of one Pierhead.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where clients connect: one address or a list of them. Default `127.0.0.1:5000`.
@@ -102,7 +104,7 @@ pub struct Listen {
 }
 
 /// Where content is kept, and how much of it.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cache {
     /// The folder; made if it is not there. Default `./pierhead-data`.
@@ -122,7 +124,7 @@ pub struct Cache {
 }
 
 /// One registry that content is fetched from.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
     /// Base URLs, tried in order. Default: the well-known one, else `https://NAME`.
@@ -199,7 +201,7 @@ pub struct Upstream {
 }
 
 /// How an upstream's limit of requests is spared.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimit {
     /// What is kept for content that is not held: when no more than this is left, held tags are
@@ -209,7 +211,7 @@ pub struct RateLimit {
 
 /// The repositories that live here and can be pushed to. A name that is hosted is never asked
 /// upstream, whatever exists.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hosted {
     /// Patterns of the names that live here: `*` for names of one component, `team/**`. Empty
@@ -265,7 +267,7 @@ pub struct Quota {
 }
 
 /// How the server treats its connections.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Threads that serve sockets; 0 takes one per core. Default `0`.
@@ -287,10 +289,12 @@ pub struct Server {
     pub send_timeout: Span,
     /// How long transfers under way may go on after SIGTERM. Default `30s`.
     pub drain_timeout: Span,
+    /// How long a new binary may take until it serves, at an upgrade by SIGUSR2. Default `60s`.
+    pub upgrade_timeout: Span,
 }
 
 /// What is written to standard error.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `auto` is text on a terminal and JSON otherwise.

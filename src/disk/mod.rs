@@ -8,6 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,11 @@ use crate::digest::Digest;
 
 mod fills;
 mod records;
+mod shared;
+
+pub use fills::Filling;
+use shared::Lock;
+pub use shared::{Turn, lock_soon};
 
 /// The format this program reads and writes.
 const FORMAT: &str = "1";
@@ -28,7 +34,7 @@ const FORMAT: &str = "1";
 pub struct Disk {
     root: PathBuf,
     /// Held for as long as we live, so that a second Pierhead on the folder is refused.
-    _lock: File,
+    lock: Lock,
     staged: AtomicU64,
     /// Small files that are still to be synced.
     unsynced: Mutex<Vec<PathBuf>>,
@@ -56,6 +62,18 @@ impl Disk {
     /// # Errors
     /// See `OpenError`.
     pub fn open(root: &Path) -> Result<Self, OpenError> {
+        Self::open_with(root, None)
+    }
+
+    /// The same with a lock that the process before has handed over, which may still be at work on
+    /// the folder. It is taken only where it is this folder's.
+    ///
+    /// # Errors
+    /// See `OpenError`.
+    pub fn open_with(
+        root: &Path,
+        handed: Option<(OwnedFd, (u64, u64))>,
+    ) -> Result<Self, OpenError> {
         let unusable = |e| OpenError::Unusable(root.to_owned(), e);
         fs::create_dir_all(root).map_err(unusable)?;
         let format = root.join("format");
@@ -70,20 +88,10 @@ impl Disk {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(unusable(e)),
         }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(root.join("lock"))
-            .map_err(unusable)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(root.to_owned())),
-            Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
-        }
+        let lock = Lock::take(root, handed)?;
         let disk = Self {
             root: root.to_owned(),
-            _lock: lock,
+            lock,
             staged: AtomicU64::new(0),
             unsynced: Mutex::default(),
         };
@@ -95,18 +103,6 @@ impl Disk {
             disk.put(&format, FORMAT.as_bytes()).map_err(unusable)?;
         }
         Ok(disk)
-    }
-
-    /// Removes temporary files that a crash has left.
-    fn sweep(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.root.join("fills"))? {
-            let entry = entry?;
-            let (name, path) = (entry.file_name(), entry.path());
-            if name.to_string_lossy().starts_with("tmp-") || fills::is_lost_note(&path) {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(())
     }
 
     /// Whether the folder can be written to, for `/readyz`.
@@ -166,29 +162,6 @@ impl Disk {
         let moved = found(fs::rename(self.blob_path(digest), &aside))?;
         found(fs::remove_file(self.sums_path(digest)))?;
         Ok(moved.map(|()| aside))
-    }
-
-    /// What lies under `fills/` and `rotten/`: path, bytes, and when it was last written.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn spares(&self) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
-        let mut all = Vec::new();
-        for name in ["fills", "rotten"] {
-            let Some(entries) = found(fs::read_dir(self.root.join(name)))? else { continue };
-            for entry in entries {
-                let entry = entry?;
-                let text = entry.file_name().to_string_lossy().replacen('-', ":", 1);
-                let ours = name == "rotten" || Digest::parse(&text).is_ok();
-                if let Ok(about) = entry.metadata()
-                    && ours
-                    && about.is_file()
-                {
-                    all.push((entry.path(), about.len(), about.modified()?));
-                }
-            }
-        }
-        Ok(all)
     }
 
     /// Removes held content and its checksums; none there is as good.
@@ -499,7 +472,7 @@ mod tests {
     fn a_fill_becomes_a_blob_by_publishing_only() {
         let (_folder, disk) = open();
         let digest = Digest::of(Algorithm::Sha256, b"abc");
-        let (mut file, path) = disk.open_fill(&digest).unwrap();
+        let Filling { mut file, path, .. } = disk.open_fill(&digest).unwrap();
         file.write_all(b"abc").unwrap();
         assert!(disk.open_blob(&digest).unwrap().is_none());
         disk.publish(&file, &path, &digest).unwrap();

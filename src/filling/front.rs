@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -162,7 +163,7 @@ impl Front {
     }
 
     fn accept(&mut self, fill: &Fill, store: &Store, piece: Piece) -> Result<()> {
-        let Some(file) = fill.file.get() else {
+        let (Some(file), Some(path)) = (fill.file.get(), fill.path.get()) else {
             return Err(Error::internal("a fill has no file", "it was not opened"));
         };
         let (at, bytes, _share) = match piece {
@@ -183,7 +184,7 @@ impl Front {
                 format!("{upstream} sent other bytes than before the break ({})", fill.digest);
             return Err(Error::new(Kind::BadUpstream, text));
         }
-        let stored = self.store(fill.digest, file, store, at + known, new);
+        let stored = self.store(path, file, store, at + known, new);
         let keeper = store.keeper();
         keeper.wrote(stored.as_ref().map_or_else(|e| Err(e.kind().into()), |()| Ok(())));
         stored.map_err(failed)?;
@@ -193,7 +194,7 @@ impl Front {
 
     fn store(
         &mut self,
-        digest: Digest,
+        path: &Path,
         file: &File,
         store: &Store,
         at: u64,
@@ -213,7 +214,7 @@ impl Front {
             }
         }
         if at > self.bytes {
-            self.note(digest, store)?;
+            self.note(path, store)?;
         }
         file.write_all_at(new, at).or_else(|e| {
             let rest = self.lease.as_ref().map_or(0, Lease::unwritten);
@@ -229,7 +230,7 @@ impl Front {
         }
         self.take(new);
         self.absorb(file)?;
-        if self.noted > 0 { self.note(digest, store) } else { Ok(()) }
+        if self.noted > 0 { self.note(path, store) } else { Ok(()) }
     }
 
     /// Notes what lies ahead; a transfer writes piece after piece.
@@ -254,9 +255,9 @@ impl Front {
 
     /// Notes beside the file how far its front goes, before and while something lies ahead: after
     /// kill -9 the file's length would be taken for it.
-    fn note(&mut self, digest: Digest, store: &Store) -> io::Result<()> {
+    fn note(&mut self, path: &Path, store: &Store) -> io::Result<()> {
         if self.noted == 0 || self.bytes >= self.noted + NOTED_EVERY {
-            store.disk().note_front(&digest, self.bytes)?;
+            store.disk().note_front(path, self.bytes)?;
             self.noted = self.bytes.max(1);
         }
         Ok(())

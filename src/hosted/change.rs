@@ -150,13 +150,13 @@ impl Hosted {
         };
         let mut seen = HashSet::new();
         for digest in pushed.blobs.iter().filter(|digest| seen.insert(**digest)) {
-            if !self.settings.sparse && folder.member(digest).map_err(unreadable)?.is_none() {
+            if !self.settings().sparse && folder.member(digest).map_err(unreadable)?.is_none() {
                 return Err(missing(digest, "blob"));
             }
         }
         for digest in pushed.manifests.iter().filter(|digest| seen.insert(**digest)) {
             let member = folder.member(digest).map_err(unreadable)?;
-            if !self.settings.sparse && member.is_none_or(|member| member.media_type.is_none()) {
+            if !self.settings().sparse && member.is_none_or(|member| member.media_type.is_none()) {
                 return Err(missing(digest, "manifest"));
             }
         }
@@ -226,7 +226,7 @@ impl Hosted {
 
     /// How much a repository contains. Read once, then kept up.
     fn usage(&self, folder: &Folder, repository: &Repository) -> Result<u64> {
-        if let Some(used) = self.usage.get(repository) {
+        if let Some(used) = self.usage.get(repository).filter(|_| !self.is_shared()) {
             return Ok(used);
         }
         let mut used = 0;

@@ -4,12 +4,15 @@
 #![expect(clippy::disallowed_methods, reason = "a token's file is read on a blocking thread")]
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use ring::rand::SecureRandom;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 
 use crate::config::EventSink;
 use crate::digest::Digest;
@@ -49,27 +52,47 @@ impl Happening {
 /// Tells those who want to know.
 #[derive(Debug, Default)]
 pub struct Events {
-    queues: Vec<mpsc::Sender<Value>>,
+    queues: ArcSwap<Vec<Queue>>,
     /// Taken by whoever delivers.
     sinks: Mutex<Vec<(EventSink, mpsc::Receiver<Value>)>>,
+    changed: Notify,
+}
+
+/// Where what happens waits for one who wants to know.
+#[derive(Clone, Debug)]
+struct Queue {
+    sink: EventSink,
+    events: mpsc::Sender<Value>,
 }
 
 impl Events {
     /// Queues for those who want to know.
     pub fn new(sinks: &[EventSink]) -> Self {
-        let (queues, sinks) = sinks
-            .iter()
-            .map(|sink| {
-                let (queue, inbox) = mpsc::channel(WAITING_MAX);
-                (queue, (sink.clone(), inbox))
-            })
-            .unzip();
-        Self { queues, sinks: Mutex::new(sinks) }
+        let events = Self::default();
+        events.set_sinks(sinks);
+        events
+    }
+
+    /// Tells these from now on. What waits for others, and for those who stay, is still delivered.
+    pub fn set_sinks(&self, sinks: &[EventSink]) {
+        let known = self.queues.load();
+        let mut queues = Vec::new();
+        for sink in sinks {
+            if let Some(queue) = known.iter().find(|queue| queue.sink == *sink) {
+                queues.push(queue.clone());
+                continue;
+            }
+            let (events, inbox) = mpsc::channel(WAITING_MAX);
+            queues.push(Queue { sink: sink.clone(), events });
+            self.sinks.lock().push((sink.clone(), inbox));
+        }
+        self.queues.store(Arc::new(queues));
+        self.changed.notify_one();
     }
 
     /// Whether anybody wants to know.
     pub fn are_wanted(&self) -> bool {
-        !self.queues.is_empty()
+        !self.queues.load().is_empty()
     }
 
     /// Tells what happened. Never waits.
@@ -84,8 +107,8 @@ impl Events {
             return;
         }
         let event = event(what, repository, tag, digest);
-        for queue in &self.queues {
-            if queue.try_send(event.clone()).is_err() {
+        for queue in self.queues.load().iter() {
+            if queue.events.try_send(event.clone()).is_err() {
                 tracing::warn!(%repository, what = what.as_str(), "an event is dropped: too many wait");
             }
         }
@@ -93,10 +116,6 @@ impl Events {
 
     /// Delivers, for ever.
     pub async fn deliver(&self) {
-        let sinks = std::mem::take(&mut *self.sinks.lock());
-        if sinks.is_empty() {
-            return;
-        }
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(TRY_WITHIN)
@@ -105,15 +124,19 @@ impl Events {
             Ok(client) => client,
             Err(error) => return tracing::error!(%error, "no events can be delivered"),
         };
-        let deliveries = sinks.into_iter().map(|(sink, mut inbox)| {
-            let client = client.clone();
-            async move {
-                while let Some(event) = inbox.recv().await {
-                    deliver(&client, &sink, &event).await;
-                }
+        let mut deliveries = JoinSet::new();
+        loop {
+            for (sink, mut inbox) in std::mem::take(&mut *self.sinks.lock()) {
+                let client = client.clone();
+                deliveries.spawn(async move {
+                    while let Some(event) = inbox.recv().await {
+                        deliver(&client, &sink, &event).await;
+                    }
+                });
             }
-        });
-        futures_util::future::join_all(deliveries).await;
+            self.changed.notified().await;
+            while deliveries.try_join_next().is_some() {} // those who are told no more
+        }
     }
 }
 

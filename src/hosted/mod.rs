@@ -16,14 +16,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 use crate::cache;
 use crate::config;
 use crate::digest::Digest;
+use crate::disk::Turn;
 use crate::error::{Error, Kind, Result};
 use crate::held::Held;
+use crate::keeper::Company;
 use crate::limits::RECORDS_MAX;
 use crate::manifests::Found;
 use crate::name::{Reference, Repository, Tag};
@@ -45,7 +48,7 @@ const TOUCHED_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Hosted {
     store: Arc<Store>,
-    settings: config::Hosted,
+    settings: ArcSwap<config::Hosted>,
     /// Each counts the changes made under it.
     locks: Vec<Arc<RwLock<u64>>>,
     members: Cache<(Repository, Digest), Member>,
@@ -53,6 +56,8 @@ pub struct Hosted {
     touched: Cache<(Repository, Digest), ()>,
     usage: Cache<Repository, u64>,
     collecting: tokio::sync::Mutex<()>,
+    /// Settings have changed.
+    changed: Notify,
     /// Who is told what happens.
     pub events: Events,
 }
@@ -64,13 +69,14 @@ impl Hosted {
         let events = Events::new(&settings.events);
         Self {
             store,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             locks: (0..LOCKS).map(|_| Arc::default()).collect(),
             members: Cache::new(RECORDS_MAX),
             tags: Cache::new(RECORDS_MAX),
             touched: Cache::builder().max_capacity(RECORDS_MAX).time_to_live(TOUCHED_FOR).build(),
             usage: Cache::new(10_000),
             collecting: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
             events,
         }
     }
@@ -81,8 +87,58 @@ impl Hosted {
     }
 
     /// What the configuration says of hosted repositories.
-    pub fn settings(&self) -> &config::Hosted {
-        &self.settings
+    pub fn settings(&self) -> Arc<config::Hosted> {
+        self.settings.load_full()
+    }
+
+    /// Goes by these settings from now on.
+    pub fn set_settings(&self, settings: &config::Hosted) {
+        self.events.set_sinks(&settings.events);
+        self.settings.store(Arc::new(settings.clone()));
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next time that garbage is looked for. A change of the interval begins it anew.
+    pub async fn until_collection(&self) {
+        loop {
+            let interval = self.settings().gc_interval.get();
+            tokio::select! {
+                () = tokio::time::sleep(interval), if !interval.is_zero() => return,
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    /// Whether another process may change the records too, so that they are read from the disk each
+    /// time, and in turns.
+    fn is_shared(&self) -> bool {
+        self.store.keeper().company() != Company::Alone
+    }
+
+    /// The other process's turn, or ours.
+    fn turn(&self, exclusive: bool) -> Result<Option<Turn>> {
+        let shared = self.is_shared().then(|| self.store.disk().turn(exclusive));
+        shared.transpose().map_err(unreadable)
+    }
+
+    /// Waits until nobody else may change the records. Cancel safe.
+    pub async fn unshared(&self) {
+        self.store.keeper().alone().await;
+    }
+
+    /// Waits for the changes that have begun when nobody else was at work on the records.
+    pub async fn settle(&self) {
+        for lock in &self.locks {
+            drop(lock.write().await);
+        }
+    }
+
+    /// Forgets what was read of the records while another process might change them.
+    pub fn forget(&self) {
+        self.members.invalidate_all();
+        self.tags.invalidate_all();
+        self.touched.invalidate_all();
+        self.usage.invalidate_all();
     }
 
     /// Reads which content is hosted. Until that is done all content counts as such.
@@ -131,8 +187,9 @@ impl Hosted {
         let (me, folder) = (Arc::clone(self), self.folder(repository));
         // The guard goes along: whoever asked may be gone before the work is done.
         tokio::task::spawn_blocking(move || {
+            let turn = me.turn(false)?;
             let done = work(&me, &folder);
-            drop(guard);
+            drop((turn, guard));
             done
         })
         .await
@@ -148,9 +205,10 @@ impl Hosted {
         let mut guard = self.lock(repository).write_owned().await;
         let (me, folder) = (Arc::clone(self), self.folder(repository));
         tokio::task::spawn_blocking(move || {
+            let turn = me.turn(true)?;
             *guard += 1;
             let done = work(&me, &folder);
-            drop(guard);
+            drop((turn, guard));
             done
         })
         .await
@@ -167,7 +225,7 @@ impl Hosted {
         digest: &Digest,
     ) -> Result<Option<Member>> {
         let key = (repository.clone(), *digest);
-        if let Some(member) = self.members.get(&key) {
+        if let Some(member) = self.members.get(&key).filter(|_| !self.is_shared()) {
             return Ok(Some(member));
         }
         self.look(repository, move |me, folder| {
@@ -186,7 +244,7 @@ impl Hosted {
         tag: &Tag,
     ) -> Result<Option<Arc<TagRecord>>> {
         let key = (repository.clone(), tag.clone());
-        if let Some(record) = self.tags.get(&key) {
+        if let Some(record) = self.tags.get(&key).filter(|_| !self.is_shared()) {
             return Ok(Some(record));
         }
         self.look(repository, move |me, folder| {
@@ -282,7 +340,7 @@ impl Hosted {
     /// Begins the lease of what a repository contains anew; `false`: it no longer does.
     async fn lease(self: &Arc<Self>, repository: &Repository, digest: Digest) -> Result<bool> {
         let key = (repository.clone(), digest);
-        if self.touched.contains_key(&key) {
+        if self.touched.contains_key(&key) && !self.is_shared() {
             return Ok(true);
         }
         self.look(repository, move |me, folder| {
@@ -306,7 +364,7 @@ impl Hosted {
     }
 
     fn is_immutable(&self, repository: &Repository, tag: &Tag) -> bool {
-        self.settings.immutable.iter().any(|rule| {
+        self.settings.load().immutable.iter().any(|rule| {
             fits(&rule.repositories, repository.as_str())
                 && rule.tags.iter().any(|pattern| patterns::matches(pattern, tag.as_str()))
         })
@@ -314,7 +372,8 @@ impl Hosted {
 
     /// The least of the quotas that a repository fits.
     fn quota(&self, repository: &Repository) -> Option<u64> {
-        let quotas = self.settings.quotas.iter();
+        let settings = self.settings.load();
+        let quotas = settings.quotas.iter();
         let fitting = quotas.filter(|quota| fits(&quota.repositories, repository.as_str()));
         fitting.map(|quota| quota.max_size.bytes()).min()
     }

@@ -4,13 +4,12 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use moka::sync::Cache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::blocks::Large;
 use crate::config::units::Free;
@@ -21,20 +20,16 @@ use crate::index::{self, Index};
 use crate::metrics::Metrics;
 use crate::spares::{Spare, Spares};
 
+mod company;
 mod pinned;
 mod scan;
+mod small;
+
+pub use company::Company;
+pub use small::{Small, Smalls};
 
 /// Objects looked at in one go, under one lock.
 const BATCH: usize = 64;
-
-/// Small content in memory.
-#[derive(Debug)]
-pub struct Small {
-    /// The content.
-    pub bytes: Bytes,
-    /// When it was last asked for, in seconds; 0 where the order knows of that.
-    pub used: AtomicU32,
-}
 
 /// Why content leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +74,7 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Keeper {
     disk: Arc<Disk>,
-    bounds: Bounds,
+    bounds: RwLock<Bounds>,
     index: Mutex<Index>,
     /// Downloads that broke off, and content that was set aside.
     spares: Mutex<Spares>,
@@ -87,11 +82,14 @@ pub struct Keeper {
     reserved: AtomicU64,
     /// Those of them that have not been written yet, and so are still free on the disk.
     unwritten: AtomicU64,
+    /// Those of another process, which hands over to this one.
+    elsewhere: AtomicU64,
+    company: tokio::sync::watch::Sender<Company>,
     /// What the pins hold, whether it is there or not.
     pinned: Mutex<HashSet<Digest>>,
     /// Whether the folder has been read since the start.
     scanned: tokio::sync::watch::Sender<bool>,
-    small: Cache<Digest, Arc<Small>>,
+    small: Smalls,
     large: Cache<Digest, Arc<Large>>,
     /// Whether the last write failed; for `/readyz` and the metrics.
     trouble: AtomicBool,
@@ -113,19 +111,21 @@ impl Keeper {
     pub fn new(
         disk: Arc<Disk>,
         bounds: Bounds,
-        small: Cache<Digest, Arc<Small>>,
+        small: Smalls,
         large: Cache<Digest, Arc<Large>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
         Self {
             disk,
-            bounds,
+            bounds: RwLock::new(bounds),
             index: Mutex::new(Index::new(bounds.max_size)),
             spares: Mutex::default(),
             pinned: Mutex::default(),
             reserved: AtomicU64::new(0),
             unwritten: AtomicU64::new(0),
+            elsewhere: AtomicU64::new(0),
+            company: tokio::sync::watch::Sender::default(),
             scanned: tokio::sync::watch::Sender::new(false),
             small,
             large,
@@ -169,6 +169,9 @@ impl Keeper {
 
     /// Lets content go until the bounds hold. Whether they do.
     pub fn make_room(&self) -> bool {
+        if self.company() == Company::Behind {
+            return self.excess().is_none();
+        }
         // Spared objects go to the end of the order; nobody is looked at much more than twice.
         let mut looks = 2 * self.index.lock().len() + BATCH;
         while let Some(reason) = self.excess() {
@@ -194,7 +197,7 @@ impl Keeper {
 
     /// Which bound does not hold.
     fn excess(&self) -> Option<Reason> {
-        if self.on_disk() > self.bounds.max_size {
+        if self.on_disk() > self.bounds().max_size {
             return Some(Reason::Size);
         }
         (!self.has_free(0)).then_some(Reason::Free)
@@ -205,7 +208,12 @@ impl Keeper {
         let spares = self.spares.lock().bytes();
         let index = self.index.lock();
         // Under the lock, since what is published moves from the one to the other under it.
-        index.on_disk() + spares + self.reserved.load(Ordering::Relaxed)
+        index.on_disk() + spares + self.under_way()
+    }
+
+    /// Bytes that are being written, here and by a process that hands over to this one.
+    fn under_way(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed) + self.elsewhere.load(Ordering::Relaxed)
     }
 
     /// Whether what is reserved could be had at all, if everything left that may leave. Nothing
@@ -213,10 +221,10 @@ impl Keeper {
     fn could_fit(&self) -> bool {
         let spares = self.spares.lock().bytes();
         let index = self.index.lock();
-        let stays = index.pinned() + self.reserved.load(Ordering::Relaxed);
+        let stays = index.pinned() + self.under_way();
         let leaves = index.on_disk() - index.pinned() + spares;
         drop(index);
-        stays <= self.bounds.max_size && self.has_free(leaves)
+        stays <= self.bounds().max_size && self.has_free(leaves)
     }
 
     /// Whether enough of the file system is free, or would be with so many bytes more.
@@ -224,13 +232,16 @@ impl Keeper {
         // A file system that does not tell is taken at its word when it is full.
         let Ok((free, total)) = self.disk.space() else { return true };
         let unwritten = self.unwritten.load(Ordering::Relaxed);
-        free.saturating_add(more) >= self.bounds.min_free.of(total).saturating_add(unwritten)
+        free.saturating_add(more) >= self.bounds().min_free.of(total).saturating_add(unwritten)
     }
 
     /// Lets go of at least `bytes`, because the disk is full whatever the bounds say. Of nothing,
     /// where all that may leave would not be enough.
     pub fn relieve(&self, bytes: u64) -> bool {
         let mut freed = 0;
+        if self.company() == Company::Behind {
+            return false;
+        }
         while let Some(spare) = self.spares.lock().pop() {
             self.disk.drop_fill(&spare.path);
             freed += spare.bytes;
@@ -349,7 +360,7 @@ impl Keeper {
     /// with the order, so that the next start knows it.
     pub fn flush(&self) {
         let mut uses: Vec<(Digest, u32)> = Vec::new();
-        uses.extend(self.small.iter().map(|(d, s)| (*d, s.used.swap(0, Ordering::Relaxed))));
+        self.small.each(|d, s| uses.push((*d, s.used.swap(0, Ordering::Relaxed))));
         uses.extend(self.large.iter().map(|(d, l)| (*d, l.used.swap(0, Ordering::Relaxed))));
         for (digest, used) in uses.into_iter().filter(|(_, used)| *used > 0) {
             self.used(&digest, used);
@@ -397,7 +408,14 @@ impl Keeper {
 
     /// The bounds.
     pub fn bounds(&self) -> Bounds {
-        self.bounds
+        *self.bounds.read()
+    }
+
+    /// Changes the bounds; what is too much by them leaves with the next `make_room`.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *self.bounds.write() = bounds;
+        self.index.lock().set_room(bounds.max_size);
+        self.metrics.cache_limit_bytes.set(i64::try_from(bounds.max_size).unwrap_or(i64::MAX));
     }
 
     /// Bytes and last use of an object that is held.
@@ -434,8 +452,11 @@ impl Lease {
             return false;
         }
         // Who fills alone may go beyond while the rest is being read: the one object of slack.
+        // Not beside another process, whose downloads nobody counts here.
         let alone = || {
-            self.keeper.reserved.load(Ordering::Relaxed) == self.bytes && self.keeper.has_free(0)
+            self.keeper.company() == Company::Alone
+                && self.keeper.reserved.load(Ordering::Relaxed) == self.bytes
+                && self.keeper.has_free(0)
         };
         self.keeper.make_room() || alone()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::spares::Spare;
 
-use super::{BATCH, Keeper, Reason, now, seconds};
+use super::{BATCH, Company, Keeper, Reason, now, seconds};
 
 /// A time in which nothing was used, ended by a start, that is no age: the mirror was off, or its
 /// clock was wrong.
@@ -42,21 +42,21 @@ impl Keeper {
             for digest in pinned.iter() {
                 index.pin(digest, true);
             }
-            if self.bounds.max_age.is_some() && gap > GAP {
+            if self.bounds().max_age.is_some() && gap > GAP {
                 index.shift(gap);
             }
             self.report(&index);
         }
         self.scan_spares();
         Self::tell_strangers(strangers);
-        if self.bounds.max_age.is_some() && gap > GAP && newest > 0 {
+        if self.bounds().max_age.is_some() && gap > GAP && newest > 0 {
             self.shift_times(gap);
         }
         self.scanned.send_replace(true);
         self.make_room();
     }
 
-    fn scan_spares(&self) {
+    pub(super) fn scan_spares(&self) {
         match self.disk.spares() {
             Ok(found) => {
                 let mut spares = self.spares.lock();
@@ -103,12 +103,15 @@ impl Keeper {
 
     /// Lets content go that nobody has asked for in `max_age`, and spares that are old.
     pub fn expire(&self) {
+        if self.company() == Company::Behind {
+            return;
+        }
         loop {
             let spare = self.spares.lock().pop_old(now());
             let Some(spare) = spare else { break };
             self.disk.drop_fill(&spare.path);
         }
-        let Some(age) = self.bounds.max_age else { return };
+        let Some(age) = self.bounds().max_age else { return };
         let before = now().saturating_sub(u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
         let mut from = 0;
         loop {

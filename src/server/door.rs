@@ -30,7 +30,7 @@ impl Mirror {
     ) -> Answer {
         let outcome = if request.path == "/token" {
             account.kind = "token";
-            let within = self.settings.header_timeout.get();
+            let within = self.config.server.header_timeout.get();
             let form = match request.method {
                 Method::POST => respond::read_body(session, ASK_BYTES_MAX, within).await,
                 _ => None,

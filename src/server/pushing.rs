@@ -44,7 +44,7 @@ impl Mirror {
             query: request.query.as_deref(),
         };
         let push = self.lawful_push(push, target, (origin, caller));
-        let mut body = Incoming::new(session, self.settings.send_timeout.get());
+        let mut body = Incoming::new(session, self.config.server.send_timeout.get());
         let answer = self.through.answer(&push, &pusher, &mut body).await;
         answer.map_err(|error| refused(error, place, origin.rights.is_some(), asker))
     }

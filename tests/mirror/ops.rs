@@ -246,10 +246,45 @@ async fn commands_without_a_mirror_say_so_in_one_sentence() {
 }
 
 #[tokio::test]
+async fn health_waits_for_a_mirror_that_is_still_to_come() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    drop(taken);
+    let url = format!("--url=http://{address}/v2/");
+    let waiting = tokio::spawn(async move { run(&["health", &url, "--wait=25s"]).await });
+    let upstream = Upstream::start().await;
+    let _mirror = before(&upstream).listen(&address.to_string()).start().await;
+    let waited = waiting.await.unwrap();
+    assert!(waited.status.success(), "{waited:?}");
+}
+
+#[tokio::test]
+async fn every_command_has_a_page_of_the_manual() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = run(&["man", "--write", folder.path().to_str().unwrap()]).await;
+    assert!(written.status.success(), "{written:?}");
+    let pages = std::fs::read_dir(folder.path()).unwrap().count();
+    assert!(pages > 20, "{pages} pages");
+    let page = run(&["man", "client"]).await;
+    assert!(String::from_utf8_lossy(&page.stdout).contains("hosts.toml"), "{page:?}");
+    assert_eq!(run(&["man", "nonsense"]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
 async fn health_is_an_exit_code() {
     let upstream = Upstream::start().await;
     let mirror = before(&upstream).start().await;
     assert!(tell(&mirror, &["health"]).await.status.success());
+    let url = |path: &str| format!("--url=http://{}{path}", mirror.address());
+    let good = run(&["health", &url("/v2/")]).await;
+    assert!(good.status.success(), "{good:?}");
+    let bad = run(&["health", &url("/nowhere"), "--wait=1s"]).await;
+    let said = String::from_utf8_lossy(&bad.stderr).into_owned();
+    assert!(bad.status.code() == Some(1) && said.contains("answers 404"), "{said}");
+    let all = run(&["health", &url("/v2/"), "--all", "--settle=1s", "--wait=20s"]).await;
+    assert!(all.status.success(), "{all:?}");
+    let wrong = run(&["health", "--all"]).await;
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
 }
 
 #[tokio::test]

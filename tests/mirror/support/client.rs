@@ -91,6 +91,12 @@ impl Ask {
         })
     }
 
+    /// All of the answer, or why it did not come to its end.
+    pub(crate) async fn try_answer(self) -> Result<Answer, String> {
+        let answer = self.try_open().await?.rest().await;
+        if answer.whole { Ok(answer) } else { Err("the body was cut".to_owned()) }
+    }
+
     /// The status of the answer; `None` where the server dies meanwhile.
     pub(crate) async fn status(self) -> Option<u16> {
         self.try_open().await.ok().map(|reading| reading.status)
@@ -174,6 +180,43 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         self.connection.abort();
+    }
+}
+
+/// A connection that stays, for one request after the other.
+pub(crate) struct Lasting {
+    address: SocketAddr,
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Lasting {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.expect("the mirror takes connections");
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.expect("HTTP");
+        tokio::spawn(connection);
+        Self { address, sender }
+    }
+
+    /// Whether the server has said that it closes the connection, or has done so.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        self.sender.ready().await.is_err()
+    }
+
+    /// Status and body; an error where the connection broke before their end.
+    pub(crate) async fn get(&mut self, path: &str) -> Result<(u16, Bytes), String> {
+        let request = Request::get(path)
+            .header("host", self.address.to_string())
+            .header("accept", [OCI_MANIFEST, OCI_INDEX, "*/*"].join(", "))
+            .body(Full::default())
+            .expect("a request");
+        let answer = async {
+            self.sender.ready().await.map_err(|e| e.to_string())?;
+            let answer = self.sender.send_request(request).await.map_err(|e| e.to_string())?;
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.map_err(|e| e.to_string())?;
+            Ok((status, body.to_bytes()))
+        };
+        soon(path, answer).await
     }
 }
 

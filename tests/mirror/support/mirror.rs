@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     rest: String,
     wrap: Option<String>,
     env: Env,
+    own_program: bool,
+    activated: Option<std::os::fd::OwnedFd>,
 }
 
 /// Variables that the mirror is started with.
@@ -53,7 +55,21 @@ impl Setup {
             rest: String::new(),
             wrap: None,
             env: Vec::new(),
+            own_program: false,
+            activated: None,
         }
+    }
+
+    /// Has the mirror find this socket as systemd leaves it to a service.
+    pub(crate) fn activated(mut self, socket: std::net::TcpListener) -> Self {
+        self.activated = Some(socket.into());
+        self.after("exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$")
+    }
+
+    /// Runs a copy of the binary, in the folder, that can be replaced.
+    pub(crate) fn own_program(mut self) -> Self {
+        self.own_program = true;
+        self
     }
 
     /// A variable of the mirror's environment.
@@ -150,8 +166,18 @@ impl Setup {
     pub(crate) async fn start(self) -> Mirror {
         let config = self.folder.path().join("pierhead.yaml");
         std::fs::write(&config, self.yaml()).expect("the temporary folder takes a file");
-        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
-        Mirror { folder: self.folder, env: self.env, process: Some(process), wrap: self.wrap }
+        let folder = self.folder.path();
+        let program = self.own_program.then(|| folder.join("pierhead"));
+        if let Some(program) = &program {
+            std::fs::copy(env!("CARGO_BIN_EXE_pierhead"), program).expect("it takes the binary");
+        }
+        let wrap = self.wrap;
+        let input = self.activated.map_or_else(Stdio::null, Stdio::from);
+        let (wrapped, own) = (wrap.as_deref(), program.as_deref());
+        let process = Process::start(folder, &self.env, wrapped, own, input).await;
+        let (folder, env) = (self.folder, self.env);
+        let successors = Vec::new();
+        Mirror { folder, env, process: Some(process), wrap, program, successors }
     }
 }
 
@@ -161,6 +187,9 @@ pub(crate) struct Mirror {
     env: Env,
     process: Option<Process>,
     wrap: Option<String>,
+    program: Option<PathBuf>,
+    /// The processes that have taken over, one from the other.
+    successors: Vec<u32>,
 }
 
 struct Process {
@@ -254,12 +283,84 @@ impl Mirror {
 
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
-        self.running().child.id().expect("the child was not waited for")
+        let first = || self.running().child.id().expect("the child was not waited for");
+        self.successors.last().copied().unwrap_or_else(first)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.id().try_into().expect("a process id")), signal)
             .expect("our own child");
+    }
+
+    /// How often the log says these words.
+    pub(crate) fn says(&self, words: &str) -> usize {
+        self.log().matches(words).count()
+    }
+
+    /// Waits until the log has said these words so often.
+    pub(crate) async fn until_said(&self, times: usize, words: &str) {
+        soon(words, async {
+            while self.says(words) < times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Has the program that stands there now take over. Returns the id of the process before, which
+    /// may still be there.
+    pub(crate) async fn upgrade(&mut self) -> u32 {
+        const SERVES: &str = "upgrade: the new process serves";
+        let (before, times) = (self.id(), self.says(SERVES));
+        self.signal(Signal::SIGUSR2);
+        self.until_said(times + 1, SERVES).await;
+        let log = self.log();
+        let line = log.lines().rfind(|line| line.contains(SERVES)).expect("it was said");
+        let line: serde_json::Value =
+            serde_json::from_str(line).expect("a line of the log is JSON");
+        let id = line["pid"].as_u64().expect("the new process has an id");
+        self.successors.push(id.try_into().expect("a process id"));
+        before
+    }
+
+    /// Waits until a process of this mirror has gone.
+    pub(crate) async fn until_gone(&mut self, id: u32) {
+        if self.running().child.id() == Some(id) {
+            let child = &mut self.process.as_mut().expect("it was started").child;
+            let _status = soon("the end of the first process", child.wait()).await;
+            return;
+        }
+        soon("the end of a process", async {
+            while self.is_there(id) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Whether a process of this mirror is still running.
+    pub(crate) fn is_there(&self, id: u32) -> bool {
+        let program = std::fs::read_link(format!("/proc/{id}/exe"));
+        program.is_ok_and(|path| path.starts_with(self.folder.path()))
+    }
+
+    /// Changes the configuration's text, and has the mirror read it. Returns once it has, whether
+    /// that has put it into force.
+    pub(crate) async fn reload(&self, change: impl FnOnce(String) -> String) -> bool {
+        const DONE: [&str; 2] = ["configuration reloaded", "; the old one stays"];
+        let path = self.folder.path().join("pierhead.yaml");
+        let text = std::fs::read_to_string(&path).expect("our own file");
+        std::fs::write(&path, change(text)).expect("our own file");
+        let said = || DONE.map(|words| self.log().matches(words).count());
+        let before = said();
+        self.signal(Signal::SIGHUP);
+        soon("the end of a reload", async {
+            while said() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        said()[0] > before[0]
     }
 
     /// Waits for the process to end by itself.
@@ -283,7 +384,11 @@ impl Mirror {
     /// Starts it again over the same configuration and folder, on other ports.
     pub(crate) async fn start(&mut self) {
         assert!(self.process.is_none(), "the mirror is running");
-        let process = Process::start(self.folder.path(), &self.env, self.wrap.as_deref()).await;
+        let program = self.program.as_deref();
+        let wrap = self.wrap.as_deref();
+        let (folder, input) = (self.folder.path(), Stdio::null());
+        let process = Process::start(folder, &self.env, wrap, program, input).await;
+        self.successors.clear();
         self.process = Some(process);
     }
 
@@ -337,6 +442,12 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
+        for id in &self.successors {
+            if self.is_there(*id) {
+                let id = Pid::from_raw((*id).try_into().expect("a process id"));
+                let _gone = kill(id, Signal::SIGKILL);
+            }
+        }
         if std::thread::panicking() {
             let log = self.log();
             let from = log.len().saturating_sub(6000);
@@ -347,14 +458,22 @@ impl Drop for Mirror {
 }
 
 impl Process {
-    async fn start(folder: &Path, env: &Env, wrap: Option<&str>) -> Self {
+    async fn start(
+        folder: &Path,
+        env: &Env,
+        wrap: Option<&str>,
+        program: Option<&Path>,
+        input: Stdio,
+    ) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
         let log = log.expect("the temporary folder takes a file");
-        let mut child = command(wrap)
+        let program = program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_pierhead")));
+        let mut child = command(wrap, program)
             .args(["serve", "--config"])
             .arg(folder.join("pierhead.yaml"))
             .env("HOME", folder)
             .envs(env.iter().map(|(name, value)| (name, value)))
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -386,11 +505,10 @@ impl Process {
 }
 
 /// The binary under test, deaf to the environment of whoever runs the tests.
-fn command(wrap: Option<&str>) -> Command {
-    let program = env!("CARGO_BIN_EXE_pierhead");
-    let mut command = Command::new(if wrap.is_some() { "sh" } else { program });
+fn command(wrap: Option<&str>, program: &Path) -> Command {
+    let mut command = Command::new(if wrap.is_some() { Path::new("sh") } else { program });
     if let Some(commands) = wrap {
-        command.args(["-c", &format!("{commands}; exec \"$0\" \"$@\""), program]);
+        command.args(["-c", &format!("{commands}; exec \"$0\" \"$@\"")]).arg(program);
     }
     for (name, _) in std::env::vars() {
         let name = name.as_str();
@@ -410,7 +528,8 @@ fn command(wrap: Option<&str>) -> Command {
 
 /// Runs the binary to its end, for starts that must fail.
 pub(crate) async fn run(arguments: &[&str]) -> Output {
-    let running = command(None).args(arguments).output();
+    let program = Path::new(env!("CARGO_BIN_EXE_pierhead"));
+    let running = command(None, program).args(arguments).output();
     soon("the end of the program", running).await.expect("the binary under test starts")
 }
 
