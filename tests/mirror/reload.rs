@@ -156,7 +156,7 @@ async fn bounds_limits_and_prefetch_change_while_it_runs() {
     assert!(mirror.reload(smaller).await);
     soon("what is too much to leave", async {
         while mirror.folder_bytes() > 3 << 20 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
