@@ -190,6 +190,7 @@ impl Mirror {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pierhead"))
             .args(["serve", "--config"])
             .arg(&config)
+            .env_remove("PIERHEAD_OBJECTS") // no key of the configuration
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
