@@ -21,11 +21,13 @@ use crate::metrics::Metrics;
 use crate::spares::{Spare, Spares};
 
 mod company;
+mod lease;
 mod pinned;
 mod scan;
 mod small;
 
 pub use company::Company;
+pub use lease::Lease;
 pub use small::{Small, Smalls};
 
 /// Objects looked at in one go, under one lock.
@@ -94,16 +96,11 @@ pub struct Keeper {
     /// Whether the last write failed; for `/readyz` and the metrics.
     trouble: AtomicBool,
     metrics: Arc<Metrics>,
+    /// How often content was taken away that must not be answered any more, not even by who had it
+    /// ready a moment ago.
+    withdrawn: AtomicU64,
     /// Which content is hosted: it is not ours to remove.
     pub held: Held,
-}
-
-/// Room that a fill has taken; given back when dropped.
-#[derive(Debug)]
-pub struct Lease {
-    keeper: Arc<Keeper>,
-    bytes: u64,
-    unwritten: u64,
 }
 
 impl Keeper {
@@ -131,6 +128,7 @@ impl Keeper {
             large,
             trouble: AtomicBool::new(false),
             metrics,
+            withdrawn: AtomicU64::new(0),
             held: Held::default(),
         }
     }
@@ -290,7 +288,10 @@ impl Keeper {
             (index.about(digest), index.is_pinned(digest))
         };
         let removed = self.held.unless_hosted(digest, || {
-            self.forget(digest);
+            self.drop_memory(digest);
+            if matches!(reason, Reason::Purged | Reason::Rotten) {
+                self.withdrawn.fetch_add(1, Ordering::Relaxed);
+            }
             self.disk.remove_blob(digest)
         });
         let Some(removed) = removed else {
@@ -319,9 +320,20 @@ impl Keeper {
         true
     }
 
-    /// Forgets an object whose file is gone, or about to go. In this order: who opens it meanwhile
-    /// looks into the index last (`recheck`), so that no memory of it stays.
+    /// Forgets an object whose file is gone, or about to go.
     pub fn forget(&self, digest: &Digest) {
+        self.drop_memory(digest);
+        self.withdrawn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often content was withdrawn: what was made ready before is none any more.
+    pub fn withdrawn(&self) -> u64 {
+        self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// In this order: who opens it meanwhile looks into the index last (`recheck`), so that no memory
+    /// of it stays.
+    fn drop_memory(&self, digest: &Digest) {
         {
             let mut index = self.index.lock();
             index.remove(digest);
@@ -431,56 +443,6 @@ impl Keeper {
     fn report(&self, index: &Index) {
         self.metrics.cache_bytes.set(i64::try_from(index.bytes()).unwrap_or(i64::MAX));
         self.metrics.cache_objects.set(i64::try_from(index.len()).unwrap_or(i64::MAX));
-    }
-}
-
-impl Lease {
-    /// Notes bytes that have been written.
-    pub fn wrote(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.unwritten);
-        self.unwritten -= bytes;
-        self.keeper.unwritten.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// Takes more room, for content whose size was not told. Whether there is some.
-    pub fn grow(&mut self, bytes: u64) -> bool {
-        self.bytes += bytes;
-        self.unwritten += bytes;
-        self.keeper.reserved.fetch_add(bytes, Ordering::Relaxed);
-        self.keeper.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        if !self.keeper.could_fit() {
-            return false;
-        }
-        // Who fills alone may go beyond while the rest is being read: the one object of slack.
-        // Not beside another process, whose downloads nobody counts here.
-        let alone = || {
-            self.keeper.company() == Company::Alone
-                && self.keeper.reserved.load(Ordering::Relaxed) == self.bytes
-                && self.keeper.has_free(0)
-        };
-        self.keeper.make_room() || alone()
-    }
-
-    /// How much of it has not been written.
-    pub fn unwritten(&self) -> u64 {
-        self.unwritten
-    }
-
-    /// Who gave it.
-    pub fn keeper(&self) -> &Arc<Keeper> {
-        &self.keeper
-    }
-
-    /// How much it is.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.keeper.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.keeper.unwritten.fetch_sub(self.unwritten, Ordering::Relaxed);
     }
 }
 

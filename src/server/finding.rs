@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Mirror, Origin, Request};
 use crate::answer;
+use crate::blobs::Blob;
 use crate::doors::Caller;
 use crate::error::Result;
 use crate::manifests::Found;
@@ -39,10 +40,12 @@ impl Mirror {
                 let begin = || self.begun.begin(&caller.beginner(&request.knock));
                 // A look at a part, as lazy pullers take, is no pull of the image.
                 let range = request.conditions.range.as_deref();
-                if origin.prefetch && !head && range.is_none_or(|r| r == "bytes=0-") {
+                let pulls = origin.prefetch && !head && range.is_none_or(|r| r == "bytes=0-");
+                let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
+                // Only now that the caller's right to this one has been shown.
+                if pulls && matches!(blob, Blob::Filling(..)) {
                     self.prefetch.asked(upstream, place, digest);
                 }
-                let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
                 answer::blob(blob, digest, &request.conditions).await?
             }
             Action::Tags(page) => {

@@ -100,7 +100,7 @@ impl HttpServerApp for Front {
         let server = &mirror.config.server;
         set_keepalive(&mut session, stop, server);
         let express = Express::of(&mut session);
-        let id = mirror.first_id + self.index as u64;
+        let id = mirror.ready_id(self.index);
         if let Some(express) = &express
             && let Some(prepared) = hot::get(&express::key(&session, id), received)
         {
@@ -130,6 +130,12 @@ impl HttpServerApp for Front {
 }
 
 impl Mirror {
+    /// By what ready answers of the `index`th address go: what was made ready before something was
+    /// withdrawn is none any more.
+    fn ready_id(&self, index: usize) -> u64 {
+        (self.first_id + index as u64) ^ (self.store.keeper().withdrawn() << 32)
+    }
+
     /// Answers a request to the `index`th address, to its end by this configuration.
     async fn serve(
         &self,
@@ -138,7 +144,7 @@ impl Mirror {
         received: Instant,
         is_express: bool,
     ) -> Option<ReusedHttpStream> {
-        let (door, id) = (self.addresses.get(index)?, self.first_id + index as u64);
+        let (door, id) = (self.addresses.get(index)?, self.ready_id(index));
         let request = Request::take(&session, received);
         let mut account = Account { kind: "none", ..Account::default() };
         let mut answer = self.reply(door, &mut session, &request, &mut account).await;
