@@ -2,13 +2,13 @@
 //!
 //! The first begins at the front and reads on for as long as nothing else is decided. Where the
 //! upstream's connection is what limits it, the rest is divided, and helpers are added while each
-//! brings something. All of them run in the fill's own task and end with it.
+//! brings something. All of them run in the fill's own task and end with it. Helpers are only that: what
+//! goes wrong with them costs nothing but time.
 
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::Task;
 use super::front::{self, Front, Sink};
-use super::shares::{LOOK_EVERY, Look, Pace, Shares};
+use super::shares::{LOOK_EVERY, Look, Pace, Shares, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::store::Link;
 use crate::upstream::ask::{self, Ask};
@@ -45,8 +45,14 @@ impl Task {
     }
 }
 
-/// How a transfer ended, and whether it was the first.
-type Ended = (bool, Result<()>);
+/// Which transfer has ended, and how.
+enum Ended {
+    /// The first: without it there is nothing.
+    First(Result<()>),
+    Helper(Result<()>),
+}
+
+type Running<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send + 'a>>>;
 
 /// What a helper keeps from others while it runs.
 type Turns<'a> = (SemaphorePermit<'a>, OwnedSemaphorePermit);
@@ -54,31 +60,27 @@ type Turns<'a> = (SemaphorePermit<'a>, OwnedSemaphorePermit);
 struct Transfers<'a> {
     task: &'a Task,
     sink: Sink,
-    shares: Mutex<Shares>,
-    /// Where the first transfer stands, and where it ends.
-    at: AtomicU64,
-    until: AtomicU64,
-    /// Bytes that all of them have received, and what there was before them.
-    received: AtomicU64,
+    state: Mutex<State>,
+    /// What there was before.
     known: u64,
+}
+
+#[derive(Default)]
+struct State {
+    shares: Shares,
+    /// Where each transfer is, the first one first.
+    stretches: Vec<Stretch>,
+    /// Bytes that all of them have received.
+    received: u64,
 }
 
 impl<'a> Transfers<'a> {
     fn new(task: &'a Task, sink: Sink, known: u64) -> Self {
-        Self {
-            task,
-            sink,
-            shares: Mutex::default(),
-            at: AtomicU64::new(known),
-            until: AtomicU64::new(u64::MAX),
-            received: AtomicU64::new(0),
-            known,
-        }
+        Self { task, sink, state: Mutex::default(), known }
     }
 
     async fn run(&self, from: u64) -> Result<()> {
-        let mut all: FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send + '_>>> =
-            FuturesUnordered::new();
+        let mut all = Running::new();
         all.push(Box::pin(self.first(from)));
         let mut pace = Pace::new(Instant::now());
         let mut looks = tokio::time::interval_at((Instant::now() + LOOK_EVERY).into(), LOOK_EVERY);
@@ -86,42 +88,71 @@ impl<'a> Transfers<'a> {
         let mut may_help = true;
         loop {
             tokio::select! {
-                Some((first, ended)) = all.next() => {
-                    if let Err(error) = ended {
-                        if first {
-                            return Err(error);
-                        }
-                        tracing::info!(digest = %self.task.fill.digest, ?error, "a part is left to other transfers");
-                        may_help = false;
-                        self.shares.lock().withdraw();
-                    }
-                    match (all.is_empty(), self.shares.lock().are_left()) {
-                        (false, _) => {}
-                        (true, false) => return Ok(()),
-                        // A helper has left something, and nobody else is there to take it.
-                        (true, true) => all.push(Box::pin(async { (true, self.take_parts().await) })),
+                Some(ended) = all.next() => {
+                    if let Some(outcome) = self.judge(ended, &mut may_help, &mut all) {
+                        return outcome;
                     }
                 }
                 due = looks.tick(), if may_help => {
                     if self.wants_more(&mut pace, due.elapsed(), all.len())
                         && let Some(turns) = self.turns()
-                        && self.divide()
+                        && let Some(part) = self.divide()
                     {
-                        all.push(Box::pin(self.help(turns)));
+                        all.push(Box::pin(self.help(part, Some(turns))));
                     }
                 }
             }
         }
     }
 
+    /// What follows from the end of a transfer; an outcome, where nothing more is to be waited for.
+    fn judge<'s>(
+        &'s self,
+        ended: Ended,
+        may_help: &mut bool,
+        all: &mut Running<'s>,
+    ) -> Option<Result<()>> {
+        let mut state = self.state.lock();
+        match ended {
+            Ended::First(Err(error)) => return Some(Err(error)),
+            // It has brought all, whatever helpers are still about.
+            Ended::First(Ok(())) if !state.shares.are_divided() => return Some(Ok(())),
+            Ended::Helper(Err(error)) => {
+                tracing::info!(digest = %self.task.fill.digest, ?error, "a part is left to other transfers");
+                *may_help = false;
+                state.shares.withdraw();
+            }
+            Ended::First(Ok(())) | Ended::Helper(Ok(())) => {}
+        }
+        let open = state.stretches.iter().any(|stretch| stretch.at < stretch.until);
+        match state.shares.take() {
+            // The first one's turn is free, and helpers have not failed.
+            Some(part) if *may_help => all.push(Box::pin(self.help(part, None))),
+            Some(_) if all.is_empty() => {
+                // Helpers have left something and do not help: all of it by one, from the front.
+                state.shares.give_up();
+                let front = self.task.fill.progress.borrow().written;
+                drop(state);
+                all.push(Box::pin(self.first(front)));
+            }
+            Some(part) => state.shares.give_back(part),
+            None if !open => return Some(Ok(())),
+            None => {}
+        }
+        None
+    }
+
     /// Whether one more transfer would help, by what is seen and what the upstream lets us.
     fn wants_more(&self, pace: &mut Pace, late: Duration, running: usize) -> bool {
-        let received = self.received.load(Ordering::Relaxed);
+        let received = self.state.lock().received;
         let size = self.task.fill.progress.borrow().size;
         let left = size.map(|size| size.saturating_sub(self.known + received));
         let more = pace.wants_more(Instant::now(), Look { late, received, left, running });
         let upstream = &self.task.fill.upstream;
-        more && running < upstream.segments() && !upstream.is_low() && !self.sink.is_full()
+        more && running < upstream.segments()
+            && !upstream.is_low()
+            && !upstream.is_crowded()
+            && !self.sink.is_full()
     }
 
     /// The turns of a helper, where no other fill needs them.
@@ -132,89 +163,94 @@ impl<'a> Transfers<'a> {
         Some((own, turn))
     }
 
-    /// Whether there is something for a helper, now that one is wanted.
-    fn divide(&self) -> bool {
-        let mut shares = self.shares.lock();
-        let size = self.task.fill.progress.borrow().size;
-        let (at, most) = (self.at.load(Ordering::Relaxed), self.task.fill.upstream.segments());
-        shares.are_left() || size.is_some_and(|size| shares.propose(at, size, most))
+    /// What a helper may take, now that one is wanted.
+    fn divide(&self) -> Option<Range<u64>> {
+        let mut state = self.state.lock();
+        let size = self.task.fill.progress.borrow().size?;
+        let at = state.stretches.first()?.at;
+        state
+            .shares
+            .take()
+            .or_else(|| state.shares.propose(at, size, self.task.fill.upstream.segments()))
     }
 
-    /// The transfer that begins at the front, with all that is nobody else's.
+    /// The transfer from `from` on with all that is nobody else's.
     async fn first(&self, from: u64) -> Ended {
-        let mut position = from;
-        let mut ended = self.stretch(&mut position, None).await;
-        if ended.is_ok() {
-            ended = self.take_parts().await;
-        }
-        (true, ended)
+        let index = self.begin_stretch(&(from..u64::MAX));
+        Ended::First(self.stretch(index, false).await)
     }
 
-    async fn help(&self, _turns: Turns<'a>) -> Ended {
-        (false, self.take_parts().await)
-    }
-
-    /// Fetches parts until none is left. What it does not get to it gives back.
-    async fn take_parts(&self) -> Result<()> {
+    /// Fetches parts until none is left, and then what others are too slow with. What it does not get
+    /// to it gives back.
+    async fn help(&self, mut part: Range<u64>, _turns: Option<Turns<'a>>) -> Ended {
         loop {
-            let Some(part) = self.shares.lock().take() else { return Ok(()) };
-            let mut position = part.start;
-            let ended = self.stretch(&mut position, Some(part.clone())).await;
+            let index = self.begin_stretch(&part);
+            let ended = self.stretch(index, true).await;
+            let mut state = self.state.lock();
             if ended.is_err() {
-                self.shares.lock().give_back(position..part.end);
-                return ended;
+                let Stretch { at, until, .. } = state.stretches[index];
+                state.stretches[index].until = at;
+                state.shares.give_back(at..until);
+                return Ended::Helper(ended);
             }
+            let next = state.shares.take().or_else(|| state.relieve(index));
+            let Some(next) = next else { return Ended::Helper(Ok(())) };
+            part = next;
         }
+    }
+
+    fn begin_stretch(&self, part: &Range<u64>) -> usize {
+        let stretches = &mut self.state.lock().stretches;
+        stretches.push(Stretch::new(part, Instant::now()));
+        stretches.len() - 1
     }
 
     /// One stretch, again from where it broke.
-    async fn stretch(&self, position: &mut u64, part: Option<Range<u64>>) -> Result<()> {
+    async fn stretch(&self, index: usize, is_part: bool) -> Result<()> {
         let mut fruitless = 0;
         loop {
-            let before = *position;
-            let error = match self.attempt(position, part.as_ref()).await {
+            let before = self.state.lock().stretches[index].at;
+            let error = match self.attempt(index, is_part).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            fruitless = if *position > before { 0 } else { fruitless + 1 };
+            let at = self.state.lock().stretches[index].at;
+            fruitless = if at > before { 0 } else { fruitless + 1 };
             let begun = self.task.fill.progress.borrow().head;
             let again = error.kind() == Kind::Unavailable && fruitless < FRUITLESS_MAX && begun;
             if !again || self.sink.is_closed() {
                 return Err(error);
             }
-            tracing::info!(digest = %self.task.fill.digest, from = *position, ?error, "transfer broke; resuming");
+            tracing::info!(digest = %self.task.fill.digest, from = at, ?error, "transfer broke; resuming");
         }
     }
 
-    /// One transfer, from `position` to the end or to a break.
-    async fn attempt(&self, position: &mut u64, part: Option<&Range<u64>>) -> Result<()> {
-        let Task { fill, .. } = self.task;
+    /// One transfer, from where a stretch is to its end or to a break.
+    async fn attempt(&self, index: usize, is_part: bool) -> Result<()> {
+        let fill = &self.task.fill;
         let repository = &fill.place.repository;
-        let ask = match part {
-            Some(part) => Ask::blob_part(repository, &fill.digest, *position..part.end),
-            None => Ask::blob_from(repository, &fill.digest, *position),
+        let (from, until) = self.place(index);
+        if from >= until {
+            return Ok(());
+        }
+        let (ask, patience) = if is_part {
+            (Ask::blob_part(repository, &fill.digest, from..until), Patience::Spare)
+        } else {
+            (Ask::blob_from(repository, &fill.digest, from), Patience::Full)
         };
-        let mut answer = fill.upstream.ask(&ask, Patience::Full).await?;
-        let (mut at, total) = self.accept(&answer, &ask).await?;
-        let end = || match part {
-            Some(part) => part.end,
-            None => self.until.load(Ordering::Relaxed),
-        };
-        while part.is_some() || at < end() {
+        let mut answer = fill.upstream.ask(&ask, patience).await?;
+        let (mut at, total) = self.accept(&answer, &ask, is_part).await?;
+        while at < self.place(index).1 {
             let Some(bytes) = answer.piece().await? else { break };
             let begin = at;
             at += bytes.len() as u64;
-            if total.is_some_and(|t| at > t) || part.is_some_and(|p| at > p.end) {
+            if !is_part && total.is_some_and(|t| at > t) {
                 return Err(self.task.bad("sent more bytes than it announced"));
             }
-            self.put(begin, bytes, end()).await?;
-            *position = at.min(end()).max(*position);
-            if part.is_none() {
-                self.at.store(*position, Ordering::Relaxed);
-            }
+            self.put(index, begin, bytes).await?;
         }
         match total {
-            Some(total) if at < total.min(end()) => {
+            Some(total) if at < total.min(self.place(index).1) => {
                 let name = fill.upstream.name();
                 let text = format!("{name} ended the transfer at byte {at} of {total}");
                 Err(Error::new(Kind::Unavailable, text))
@@ -223,32 +259,38 @@ impl<'a> Transfers<'a> {
         }
     }
 
-    /// Hands over what lies before `end`.
-    async fn put(&self, at: u64, mut bytes: Bytes, end: u64) -> Result<()> {
-        bytes.truncate(usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX));
+    /// Where a stretch is, and where it ends by now.
+    fn place(&self, index: usize) -> (u64, u64) {
+        let stretch = &self.state.lock().stretches[index];
+        (stretch.at, stretch.until)
+    }
+
+    /// Hands over what lies before the end of a stretch.
+    async fn put(&self, index: usize, begin: u64, mut bytes: Bytes) -> Result<()> {
+        let (_, until) = self.place(index);
+        bytes.truncate(usize::try_from(until.saturating_sub(begin)).unwrap_or(usize::MAX));
         let length = bytes.len() as u64;
-        if !self.sink.put(at, bytes).await {
+        if length > 0 && !self.sink.put(begin, bytes).await {
             return Err(self.writer_gone());
         }
-        self.received.fetch_add(length, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.received += length;
+        let stretch = &mut state.stretches[index];
+        // Its end may have come nearer while the piece was handed over.
+        stretch.at = stretch.at.max(begin + length).min(stretch.until.max(stretch.at));
         Ok(())
     }
 
     /// Judges the head of an answer: where it begins, and the whole size where that is known.
-    async fn accept(&self, answer: &Answer, ask: &Ask) -> Result<(u64, Option<u64>)> {
+    async fn accept(
+        &self,
+        answer: &Answer,
+        ask: &Ask,
+        is_part: bool,
+    ) -> Result<(u64, Option<u64>)> {
         let task = self.task;
         let (start, total) = ask::extent(answer.status(), answer.headers(), ask.range)
             .map_err(|why| task.bad(&format!("answered with {why}")))?;
-        let is_part = matches!(ask.range, Some((_, Some(_))));
-        if is_part && answer.status() != StatusCode::PARTIAL_CONTENT {
-            return Err(task.bad("answers a request for a part with all"));
-        }
-        if is_part {
-            let until = self.shares.lock().settle(self.at.load(Ordering::Relaxed));
-            let late =
-                || Error::new(Kind::Unavailable, "the first transfer has come this far itself");
-            self.until.store(until.ok_or_else(late)?, Ordering::Relaxed);
-        }
         let told = task.fill.progress.borrow().size;
         if let (Some(told), Some(total)) = (told, total)
             && told != total
@@ -259,6 +301,21 @@ impl<'a> Transfers<'a> {
         let size = total.or(told);
         if !is_part {
             self.begin(size, told.is_none()).await?;
+            return Ok((start, size));
+        }
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            return Err(task.bad("answers a request for a part with all"));
+        }
+        let mut state = self.state.lock();
+        let Some(first) = state.stretches.first().map(|first| first.at) else {
+            return Ok((start, size));
+        };
+        let was_divided = state.shares.are_divided();
+        let until = state.shares.settle(first).ok_or_else(|| {
+            Error::new(Kind::Internal, "the first transfer has come this far itself")
+        })?;
+        if !was_divided {
+            state.stretches[0].until = until;
         }
         Ok((start, size))
     }
@@ -289,5 +346,18 @@ impl<'a> Transfers<'a> {
     /// The writer has ended early; what it ended with is the error that counts.
     fn writer_gone(&self) -> Error {
         Error::new(Kind::Internal, format!("{} cannot be written", self.task.fill.digest))
+    }
+}
+
+impl State {
+    /// What the transfer that has just been at a stretch may take from another, which is slow.
+    fn relieve(&mut self, index: usize) -> Option<Range<u64>> {
+        if !self.shares.are_divided() {
+            return None;
+        }
+        let now = Instant::now();
+        let (before, rest) = self.stretches.split_at_mut(index);
+        let (mine, after) = rest.split_first_mut()?;
+        mine.relieve(before.iter_mut().chain(after), now)
     }
 }

@@ -16,7 +16,7 @@ const LEFT_BYTES_MIN: u64 = 64 << 20;
 const FAST: f64 = 64e6;
 
 /// How late a look may be: a machine without time to spare is what limits a transfer then.
-const LATE_MAX: Duration = Duration::from_millis(20);
+const LATE_MAX: Duration = Duration::from_millis(100);
 
 /// How often the pace is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -46,12 +46,13 @@ enum State {
 
 impl Shares {
     /// Proposes to divide what lies between `at`, where the first transfer stands, and `total` for
-    /// `most` transfers. Whether that is worth it, and has not been done.
-    pub(super) fn propose(&mut self, at: u64, total: u64, most: usize) -> bool {
+    /// `most` transfers. The part for the helper that is to try; `None` where it is not worth it, or
+    /// has been done.
+    pub(super) fn propose(&mut self, at: u64, total: u64, most: usize) -> Option<Range<u64>> {
         let left = total.saturating_sub(at);
         let part = (left / (2 * most.max(1) as u64)).clamp(PART_BYTES.start, PART_BYTES.end);
         if self.state != State::Whole || left < LEFT_BYTES_MIN {
-            return false;
+            return None;
         }
         let first = at + part;
         self.state = State::Proposed(first);
@@ -62,7 +63,7 @@ impl Shares {
             self.rest.push(start..end);
             start = end;
         }
-        true
+        Some(self.rest.remove(0))
     }
 
     /// Takes the proposal up, as a part has been answered while the first transfer stands at `at`.
@@ -81,27 +82,88 @@ impl Shares {
     /// Withdraws a proposal that has not been taken up.
     pub(super) fn withdraw(&mut self) {
         if let State::Proposed(_) = self.state {
-            self.rest.clear();
-            self.state = State::Given;
+            self.give_up();
         }
+    }
+
+    /// Leaves everything to one transfer again.
+    pub(super) fn give_up(&mut self) {
+        self.rest.clear();
+        self.state = State::Given;
     }
 
     /// The next part in order.
     pub(super) fn take(&mut self) -> Option<Range<u64>> {
-        (!self.rest.is_empty()).then(|| self.rest.remove(0))
+        self.are_left().then(|| self.rest.remove(0))
     }
 
     /// Takes back what a transfer has left.
     pub(super) fn give_back(&mut self, part: Range<u64>) {
-        if !part.is_empty() {
+        if self.are_divided() && !part.is_empty() {
             let place = self.rest.partition_point(|other| other.start < part.start);
             self.rest.insert(place, part);
         }
     }
 
+    /// Whether the blob is fetched in parts.
+    pub(super) fn are_divided(&self) -> bool {
+        matches!(self.state, State::Divided(_))
+    }
+
     /// Whether the blob is fetched in parts, and some are left.
     pub(super) fn are_left(&self) -> bool {
-        matches!(self.state, State::Divided(_)) && !self.rest.is_empty()
+        self.are_divided() && !self.rest.is_empty()
+    }
+}
+
+/// A stretch that a transfer is at. Another that has nothing to do may take the rest of it.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    begun: Instant,
+    start: u64,
+    /// How far it is.
+    pub(super) at: u64,
+    /// Where it ends.
+    pub(super) until: u64,
+}
+
+impl Stretch {
+    /// One that begins now.
+    pub(super) fn new(part: &Range<u64>, now: Instant) -> Self {
+        Self { begun: now, start: part.start, at: part.start, until: part.end }
+    }
+
+    /// How long the rest of it takes as it goes.
+    fn lasts(&self, now: Instant) -> f64 {
+        self.left() / self.rate(now).max(1.0)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "it is a guess")]
+    fn left(&self) -> f64 {
+        self.until.saturating_sub(self.at) as f64
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "it is a guess")]
+    fn rate(&self, now: Instant) -> f64 {
+        (self.at - self.start) as f64 / now.duration_since(self.begun).as_secs_f64().max(0.001)
+    }
+
+    /// Takes the rest of the slowest of `others`, where this one, which has ended, would be through
+    /// with it in half the time.
+    pub(super) fn relieve<'a>(
+        &self,
+        others: impl Iterator<Item = &'a mut Self>,
+        now: Instant,
+    ) -> Option<Range<u64>> {
+        let open = others.filter(|other| other.at < other.until);
+        let slowest = open.max_by(|a, b| a.lasts(now).total_cmp(&b.lasts(now)))?;
+        let mine = slowest.left() / self.rate(now).max(1.0);
+        if slowest.lasts(now) < 2.0 * mine || slowest.lasts(now) < WORTH.as_secs_f64() {
+            return None;
+        }
+        let rest = slowest.at..slowest.until;
+        slowest.until = slowest.at;
+        Some(rest)
     }
 }
 
@@ -172,14 +234,14 @@ mod tests {
     #[test]
     fn the_parts_are_what_is_left_in_order() {
         let mut shares = Shares::default();
-        assert!(!shares.propose(0, 63 * MIB, 4), "too little");
-        assert!(shares.propose(10 * MIB, 410 * MIB, 4));
-        assert!(!shares.propose(50 * MIB, 410 * MIB, 4), "once");
-        assert!(!shares.are_left(), "not yet");
+        assert_eq!(shares.propose(0, 63 * MIB, 4), None, "too little");
+        let tried = shares.propose(10 * MIB, 410 * MIB, 4).unwrap();
+        assert_eq!(shares.propose(50 * MIB, 410 * MIB, 4), None, "once");
+        assert_eq!(shares.take(), None, "not yet");
         let first = shares.settle(30 * MIB).unwrap();
-        assert_eq!(first, 42 * MIB, "no part is larger than 32 MiB");
+        assert_eq!((first, tried.start), (42 * MIB, 42 * MIB), "no part is larger than 32 MiB");
         assert_eq!(shares.settle(100 * MIB), Some(first));
-        let mut at = first;
+        let mut at = tried.end;
         while let Some(part) = shares.take() {
             assert_eq!(part.start, at);
             assert!(part.end - part.start >= 32 * MIB && part.end - part.start < 64 * MIB);
@@ -191,24 +253,38 @@ mod tests {
     #[test]
     fn what_a_transfer_leaves_is_the_next_to_be_taken() {
         let mut shares = Shares::default();
-        assert!(shares.propose(0, 96 * MIB, 4) && shares.settle(0).is_some());
-        let part = shares.take().unwrap();
+        let part = shares.propose(0, 96 * MIB, 4).unwrap();
+        assert!(shares.settle(0).is_some());
         shares.give_back(part.start + 5..part.end);
         shares.give_back(part.end..part.end);
-        assert!(shares.are_left());
         assert_eq!(shares.take(), Some(part.start + 5..part.end));
+        shares.give_up();
+        assert!(shares.take().is_none() && !shares.are_divided());
     }
 
     #[test]
     fn without_a_part_in_time_it_stays_whole() {
         let mut shares = Shares::default();
-        assert!(shares.propose(0, 96 * MIB, 4));
-        let part = shares.take().unwrap();
+        let part = shares.propose(0, 96 * MIB, 4).unwrap();
         assert_eq!(shares.settle(part.start), None, "the first transfer is there already");
         shares.give_back(part);
         shares.withdraw();
         assert!(!shares.are_left() && shares.take().is_none());
-        assert!(!shares.propose(0, 96 * MIB, 4));
+        assert_eq!(shares.propose(0, 96 * MIB, 4), None);
+    }
+
+    #[test]
+    fn a_slow_one_is_relieved_by_one_that_has_nothing_to_do() {
+        let begun = Instant::now();
+        let now = begun + Duration::from_secs(10);
+        let stretch = |at, until| Stretch { begun, start: 0, at, until };
+        let fast = stretch(100 * MIB, 100 * MIB);
+        let mut others = [stretch(90 * MIB, 99 * MIB), stretch(MIB, 50 * MIB), stretch(5, 5)];
+        assert_eq!(fast.relieve(others.iter_mut(), now), Some(MIB..50 * MIB));
+        assert_eq!(others[1].until, MIB, "it ends where it is");
+        assert_eq!(fast.relieve(others.iter_mut(), now), None, "nearly as fast");
+        let mut stalled = [stretch(0, MIB)];
+        assert_eq!(fast.relieve(stalled.iter_mut(), now), Some(0..MIB));
     }
 
     #[test]
@@ -251,7 +327,7 @@ mod tests {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
         for (n, (late, more)) in
-            [(0, false), (30, false), (0, false), (0, true)].into_iter().enumerate()
+            [(0, false), (130, false), (0, false), (0, true)].into_iter().enumerate()
         {
             now += LOOK_EVERY;
             let late = Duration::from_millis(late);

@@ -112,7 +112,8 @@ impl HttpServerApp for Front {
             return finish(session, &sent).await;
         }
         let mirror = Guard::into_inner(mirror);
-        mirror.serve(self.index, session, received, express.is_some()).await
+        // On the heap, and only now: a connection that waits for its next request holds none of it.
+        Box::pin(mirror.serve(self.index, session, received, express.is_some())).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {

@@ -150,13 +150,13 @@ impl Accounts {
             };
             let now = Instant::now();
             if until > now {
-                if patience == Patience::Brief || until + Duration::from_secs(1) > deadline {
+                if patience != Patience::Full || until + Duration::from_secs(1) > deadline {
                     return Err(self.paused(until - now));
                 }
                 tokio::time::sleep_until(until.into()).await;
             }
             let trial = match patience {
-                Patience::Brief => account.limit.trial.try_lock().ok(),
+                Patience::Brief | Patience::Spare => account.limit.trial.try_lock().ok(),
                 Patience::Full => {
                     tokio::time::timeout_at(deadline.into(), account.limit.trial.lock()).await.ok()
                 }

@@ -31,6 +31,7 @@ pub(super) struct Manners {
 struct Places {
     all: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
+    count: usize,
 }
 
 /// A place that is taken until it is dropped.
@@ -45,6 +46,7 @@ impl Manners {
         let places = config.max_connections.map(|count| Places {
             all: Arc::new(Semaphore::new(count)),
             transfers: Arc::new(Semaphore::new(count.saturating_sub(1).max(1))),
+            count,
         });
         let rate = config.max_requests_per_second.and_then(NonZeroU32::new);
         Self {
@@ -58,6 +60,11 @@ impl Manners {
     /// What paces the bytes of every transfer.
     pub(super) fn pace(&self) -> Option<Arc<Pace>> {
         self.pace.clone()
+    }
+
+    /// Whether fewer than half of the places for transfers are free.
+    pub(super) fn are_crowded(&self) -> bool {
+        self.places.as_ref().is_some_and(|p| p.transfers.available_permits() * 2 < p.count)
     }
 
     /// Waits for a place among the requests under way, and for the rate. Cancel safe.

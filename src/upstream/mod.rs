@@ -61,6 +61,9 @@ pub enum Patience {
     Brief,
     /// Nothing is held: again after a pause, for as long as a client waits.
     Full,
+    /// It would only help another request: each endpoint once, and a limit that is met so is told
+    /// to nobody, since it may not hold for the others.
+    Spare,
 }
 
 pub use crate::flight::Who;
@@ -218,6 +221,11 @@ impl Upstream {
         self.segments
     }
 
+    /// Whether so many requests are under way that others would wait for places.
+    pub fn is_crowded(&self) -> bool {
+        self.manners.are_crowded()
+    }
+
     /// Asks the endpoints in turn, healthy ones first, until one answers. Dropping the future drops
     /// the request; nothing is left behind.
     ///
@@ -238,6 +246,9 @@ impl Upstream {
                 }
                 Err(error) => error,
             };
+            if error.kind() == Kind::TooManyRequests && patience == Patience::Spare {
+                return Err(error);
+            }
             if error.kind() == Kind::TooManyRequests {
                 // Told to all who ask as this account; another may answer at once, else the turn waits.
                 turn.limited(error.wait());
@@ -253,7 +264,7 @@ impl Upstream {
             drop((turn, place));
             let pause = health::pause(round);
             let tries_left = round + 1 < health::ROUNDS_MAX && error.kind() == Kind::Unavailable;
-            if patience == Patience::Brief
+            if patience != Patience::Full
                 || !tries_left
                 || Instant::now() + pause + Duration::from_secs(1) > deadline
             {

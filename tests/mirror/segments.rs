@@ -3,14 +3,14 @@
 use futures_util::future::join_all;
 
 use crate::support::cold::Cold;
-use crate::support::fault::Fault;
+use crate::support::fault::{Fault, Gate};
 use crate::support::record::On;
 
 const MIB: usize = 1024 * 1024;
-const SIZE: usize = 88 * MIB;
+const SIZE: usize = 96 * MIB;
 
-/// A connection's pace: the whole blob would take seven seconds over one.
-const SLOW: Fault = Fault::Throttle(12 * MIB as u64);
+/// A connection's pace: the whole blob would take twelve seconds over one.
+const SLOW: Fault = Fault::Throttle(8 * MIB as u64);
 
 async fn slow() -> Cold {
     let cold = Cold::with(SIZE, "").await;
@@ -56,6 +56,7 @@ async fn an_upstream_that_gives_no_parts_is_read_as_one() {
         Fault::Status(429),
         Fault::CutHead,
         Fault::ShiftContentRange(1),
+        Fault::HoldHead(Gate::closed()), // for ever: nobody waits for it in the end
     ];
     join_all(faults.map(|fault| async move {
         let cold = Cold::with(SIZE, "").await;
@@ -66,8 +67,39 @@ async fn an_upstream_that_gives_no_parts_is_read_as_one() {
         assert!(parts(&cold).0 >= 1, "{fault:?}: nobody tried to help");
         cold.mirror.until_kept(1).await;
         cold.mirror.check_store();
+        // What a helper met is told to nobody else.
+        cold.upstream.behave();
+        let other = cold.upstream.blob("team/app", 2, 1000);
+        let path = format!("/v2/team/app/blobs/{}", other.digest);
+        assert!(cold.mirror.get(&path).answer().await.is(&other.bytes), "{fault:?}");
     }))
     .await;
+}
+
+#[tokio::test]
+async fn where_places_are_few_helpers_take_none() {
+    let cold = Cold::with(SIZE, "max_connections: 1").await;
+    cold.upstream.always(On::get("/blobs/"), SLOW);
+    assert!(cold.mirror.get(&cold.path).open().await.brings(&cold.blob.bytes).await);
+    assert_eq!(parts(&cold).0, 0, "{}", cold.upstream.story());
+}
+
+/// The rest of a slow part is fetched by whoever has nothing else to do; that of a part that is
+/// refused, by the first.
+#[tokio::test]
+async fn slow_and_refused_parts_are_relieved() {
+    let crawl = Fault::Throttle(200_000); // a part would take most of a minute
+    let rest_refused = Fault::Status(403);
+    for fault in [crawl, rest_refused] {
+        let cold = Cold::with(SIZE, "").await;
+        cold.upstream.next(2, On::get("/blobs/"), [SLOW]);
+        cold.upstream.next(1, On::get("/blobs/"), [fault.clone()]);
+        cold.upstream.next(1000, On::get("/blobs/"), [SLOW]);
+        let whole = cold.mirror.get(&cold.path).open().await.brings(&cold.blob.bytes).await;
+        assert!(whole, "{fault:?}: {}", cold.upstream.story());
+        cold.mirror.until_kept(1).await;
+        cold.mirror.check_store();
+    }
 }
 
 #[tokio::test]
