@@ -2,7 +2,6 @@
 //! HTTP/1, by copying through TLS and HTTP/2.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -448,10 +447,4 @@ fn slice(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Whether a broken answer was the client's own doing.
-pub fn is_clients_doing(reason: &str) -> bool {
-    ["Broken pipe", "reset", "closed"].iter().any(|w| reason.contains(w))
-        || reason == io::Error::from(io::ErrorKind::TimedOut).to_string()
 }

@@ -205,18 +205,6 @@ impl Folder {
         })
     }
 
-    /// Calls `each` with every digest that something is attached to, in no order.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn subjects(&self, mut each: impl FnMut(Digest)) -> io::Result<()> {
-        names(&self.path.join("_referrers"), |name| {
-            if let Some(digest) = unflat(name) {
-                each(digest);
-            }
-        })
-    }
-
     /// Whether there is a tag or any content in it.
     pub fn is_there(&self) -> bool {
         let mut found = false;
