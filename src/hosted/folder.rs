@@ -268,29 +268,6 @@ fn walk(
     Ok(true)
 }
 
-/// Calls `each` with the digest of every link of every repository that does not live here.
-///
-/// # Errors
-/// What the file system says.
-pub fn links_of_mirrors(disk: &Disk, mut each: impl FnMut(Digest)) -> io::Result<()> {
-    let mut folders = Vec::new();
-    let repos = disk.root().join("repos");
-    names(&repos, |name| {
-        if name != HOSTED {
-            folders.push(repos.join(name));
-        }
-    })?;
-    while let Some(path) = folders.pop() {
-        names(&path, |name| {
-            if !name.starts_with('_') {
-                folders.push(path.join(name));
-            }
-        })?;
-        Folder { path }.members(&mut each)?;
-    }
-    Ok(())
-}
-
 fn names(folder: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
     let Some(entries) = found(fs::read_dir(folder))? else { return Ok(()) };
     for entry in entries {
