@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use pingora::apps::{HttpPersistentSettings, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream;
@@ -193,6 +194,21 @@ async fn try_send(
         Body::Unsized(content) => copy_unsized(session, head, content, sent).await,
     }
 }
+
+/// Gives the connection back for the next request. Where the answer was not sent whole, dropping the
+/// session leaves the client with a short body, never a clean end.
+pub async fn finish(session: ServerSession, sent: &Sent) -> Option<ReusedHttpStream> {
+    if sent.broken.is_some() {
+        return None;
+    }
+    let mut keep = HttpPersistentSettings::for_session(&session);
+    keep.set_user_context(Box::new(Reused));
+    let stream = session.finish().await.ok().flatten()?;
+    Some(ReusedHttpStream::from_reusable_stream(stream, keep))
+}
+
+/// Marks a connection that has served a request before.
+struct Reused;
 
 /// Whether a request says two things at once about its length (RFC 9112, 6.1: the way to smuggle a
 /// second one past whoever believes the other), or on HTTP/1.1 not for whom it is.
