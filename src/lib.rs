@@ -148,8 +148,6 @@ pub mod client;
 
 pub mod demo;
 
-pub mod order;
-
 pub mod cli;
 
 // Called by fuzzers alone.

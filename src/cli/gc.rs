@@ -1,13 +1,12 @@
-//! Orders to the running mirror, given at its admin address.
+//! `gc`: garbage of hosted repositories, collected by the running mirror.
 
-use std::time::Duration;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::ask::Admin;
+use super::ops::pretty;
 use crate::config::units::{Size, Span};
-use crate::config::{Config, admin};
 
 /// What is removed, as it is told.
 #[derive(Debug, Deserialize)]
@@ -28,48 +27,18 @@ struct Item {
     why: String,
 }
 
-/// Has garbage collected by the mirror that this configuration runs, and returns what it says of it.
-///
-/// # Errors
-/// Where the mirror does not answer, or refuses.
-pub async fn collect(config: &Config, dry_run: bool, grace: Option<Span>) -> anyhow::Result<Value> {
-    let url = format!("http://{}/gc", config.admin.address);
-    let order = json!({"dry_run": dry_run, "grace": grace});
-    // No proxy: the address is near, and none of its business.
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .connect_timeout(Duration::from_secs(5))
-        .build()
-        .context("cannot make a client")?;
-    let mut request = client.post(&url).json(&order);
-    if let Some(file) = &config.admin.token_file {
-        let token = admin::token(file).map_err(anyhow::Error::msg)?;
-        request = request.bearer_auth(token.as_str());
-    }
-    let answer = request.send().await.with_context(|| {
-        format!(
-            "no mirror answers at {}; is it running, with this configuration?",
-            config.admin.address
-        )
-    })?;
-    let status = answer.status();
-    let text = answer.text().await.context("the mirror's answer broke off")?;
-    let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-    if !status.is_success() {
-        let why = body["errors"][0]["message"]
-            .as_str()
-            .or(body["error"].as_str())
-            .map_or_else(|| text.clone(), str::to_owned);
-        bail!("the mirror refused ({status}): {}", why.trim());
-    }
-    Ok(body)
+/// `gc`: has the mirror collect garbage.
+pub(super) async fn run(
+    admin: &Admin,
+    dry_run: bool,
+    grace: Option<Span>,
+) -> anyhow::Result<String> {
+    let report = admin.post_at_length("/gc", &json!({"dry_run": dry_run, "grace": grace})).await?;
+    if admin.json { Ok(pretty(&report)) } else { in_words(&report) }
 }
 
 /// What a collection did, for people.
-///
-/// # Errors
-/// Where the report is none.
-pub fn in_words(report: &Value) -> anyhow::Result<String> {
+fn in_words(report: &Value) -> anyhow::Result<String> {
     let told = Told::deserialize(report).context("the mirror said something else than a report")?;
     let dry = report["dry_run"] == true;
     let mut lines: Vec<String> = told
