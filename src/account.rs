@@ -24,7 +24,7 @@ pub struct Line<'a> {
     pub upstream: &'a str,
     /// The repository, likewise.
     pub repository: &'a str,
-    /// `manifest`, `blob`, `tags`, `referrers`, `ping` or `none`.
+    /// `manifest`, `blob`, `upload`, `tags`, `referrers`, `catalog`, `token`, `ping` or `none`.
     pub kind: &'static str,
     /// The status that was sent.
     pub status: u16,

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
+use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde::Deserialize;
@@ -382,16 +382,7 @@ impl HttpServerApp for Admin {
             Err((request, error)) => (request, Answer::error(&error)),
         };
         let sent = respond::send(&mut session, &request.method, answer, wait).await;
-        if sent.broken.is_some() {
-            return None;
-        }
-        let keep = HttpPersistentSettings::for_session(&session);
-        session
-            .finish()
-            .await
-            .ok()
-            .flatten()
-            .map(|s| ReusedHttpStream::from_reusable_stream(s, keep))
+        respond::finish(session, &sent).await
     }
 }
 

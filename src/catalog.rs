@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::digest::Digest;
-use crate::disk::Disk;
+use crate::disk::{Disk, found};
 use crate::media::Manifest;
 use crate::name::{Repository, Tag};
 use crate::sendfile;
@@ -94,13 +94,7 @@ pub fn links(disk: &Disk, place: &Place) -> io::Result<Vec<Digest>> {
 
 /// The names in a folder, sorted; none where there is no such folder.
 fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        Err(e) => return Err(e),
-    };
+    let Some(entries) = found(std::fs::read_dir(folder))? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
     for entry in entries {
         // A name that is no text is none of ours.

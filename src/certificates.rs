@@ -1,12 +1,9 @@
 //! The certificates of one address: chosen by name, swapped when their files change. A bad new pair
 //! is refused and the old one stays.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -16,14 +13,14 @@ use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use crate::config::{Tls, tls};
+use crate::watched::{Times, Watched};
 
 /// The certificates of one address.
 #[derive(Debug)]
 pub struct Certificates {
     settings: Tls,
     current: ArcSwap<Held>,
-    /// The files' times when they were last looked at, good or bad: a bad pair is told of once.
-    seen: Mutex<Vec<Option<SystemTime>>>,
+    watched: Watched,
 }
 
 #[derive(Debug)]
@@ -36,7 +33,7 @@ struct Held {
 /// Certificates that have been read and are not in force yet.
 #[derive(Debug)]
 pub struct Fresh {
-    seen: Vec<Option<SystemTime>>,
+    seen: Times,
     held: Held,
 }
 
@@ -46,9 +43,10 @@ impl Certificates {
     /// # Errors
     /// One sentence that says what is wrong with which file.
     pub fn load(settings: &Tls) -> Result<Arc<Self>, String> {
-        let seen = times(settings);
+        let files = settings.pairs().flat_map(|(cert, key)| [cert, key]).chain(&settings.client_ca);
+        let watched = Watched::new(files.cloned().collect());
         let current = ArcSwap::from_pointee(Held::load(settings)?);
-        Ok(Arc::new(Self { settings: settings.clone(), current, seen: Mutex::new(seen) }))
+        Ok(Arc::new(Self { settings: settings.clone(), current, watched }))
     }
 
     /// Reads the files again where one has changed, or in any case with `force`. Blocks. Returns
@@ -57,17 +55,12 @@ impl Certificates {
     /// # Errors
     /// One sentence; what was in force stays in force.
     pub fn reload(&self, force: bool) -> Result<bool, String> {
-        let now = times(&self.settings);
-        let mut seen = self.seen.lock();
-        if *seen == now && !force {
-            return Ok(false);
-        }
-        let held = Held::load(&self.settings);
         // A pair is two files, and the second may still be on its way: a failure is looked at again
         // as soon as either changes.
-        *seen = now;
-        self.current.store(Arc::new(held?));
-        Ok(true)
+        self.watched.look(force, || {
+            self.current.store(Arc::new(Held::load(&self.settings)?));
+            Ok(())
+        })
     }
 
     /// Reads the files, to be put into force by `take`. Blocks.
@@ -75,13 +68,13 @@ impl Certificates {
     /// # Errors
     /// One sentence.
     pub fn read(&self) -> Result<Fresh, String> {
-        let seen = times(&self.settings);
+        let seen = self.watched.times();
         Ok(Fresh { seen, held: Held::load(&self.settings)? })
     }
 
     /// Puts into force what was read.
     pub fn take(&self, fresh: Fresh) {
-        *self.seen.lock() = fresh.seen;
+        self.watched.set(fresh.seen);
         self.current.store(Arc::new(fresh.held));
     }
 
@@ -113,16 +106,6 @@ impl Held {
             verifier: verifier.transpose()?.map(|v| v as Arc<dyn ClientCertVerifier>),
         })
     }
-}
-
-fn times(settings: &Tls) -> Vec<Option<SystemTime>> {
-    let files = settings.pairs().flat_map(|(cert, key)| [cert, key]).chain(&settings.client_ca);
-    files.map(modified).collect()
-}
-
-#[expect(clippy::disallowed_methods, reason = "a stat each second, on a blocking thread")]
-fn modified(path: &PathBuf) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|about| about.modified()).ok()
 }
 
 impl ResolvesServerCert for Certificates {
@@ -212,7 +195,7 @@ pub fn common_name(der: &[u8]) -> Option<Arc<str>> {
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, DnType, KeyPair};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     fn pair(folder: &Path, name: &str, host: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();

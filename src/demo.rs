@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
+use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::listeners::{ListenerConfig, Listeners};
 use pingora::protocols::http::ServerSession;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::digest::{Algorithm, Digest};
+use crate::respond::{self, Sent};
 use crate::run::{self, Running};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -279,12 +280,6 @@ impl HttpServerApp for Registry {
         }
         session.write_response_header(Box::new(head)).await.ok()?;
         session.write_response_body(body, true).await.ok()?;
-        let keep = HttpPersistentSettings::for_session(&session);
-        session
-            .finish()
-            .await
-            .ok()
-            .flatten()
-            .map(|s| ReusedHttpStream::from_reusable_stream(s, keep))
+        respond::finish(session, &Sent::default()).await
     }
 }

@@ -4,12 +4,11 @@
 //! Keys, addresses of keys and certificates inside a token are never read.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use parking_lot::Mutex;
 use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use serde::Deserialize;
 
@@ -19,6 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pass::Access;
 use crate::rules::Actor;
 use crate::upstream::keys::Source;
+use crate::watched::Watched;
 
 /// The longest token that is looked at.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
@@ -37,7 +37,7 @@ const FETCH_EVERY: Duration = Duration::from_secs(3600);
 pub struct Issuer {
     settings: Jwt,
     keys: ArcSwap<Vec<Named>>,
-    seen: Mutex<Option<SystemTime>>,
+    watched: Watched,
     /// Where the keys are fetched from, unless they are in a file.
     source: Option<Source>,
     /// When they were last asked for, whatever came of it; held while they are.
@@ -87,12 +87,12 @@ impl Issuer {
     /// One sentence that says what is wrong with them.
     pub fn load(settings: &Jwt) -> Result<Self, String> {
         let source = Source::new(settings).map_err(|error| error.to_string())?;
+        let watched = Watched::new(vec![settings.jwks.clone()]);
         let keys = match &source {
             Some(_) => Vec::new(),
             None => jwks::load(&settings.jwks)?,
         };
-        let seen = Mutex::new(modified(settings));
-        Ok(Self { seen, source, ..Self::of(settings.clone(), keys) })
+        Ok(Self { watched, source, ..Self::of(settings.clone(), keys) })
     }
 
     /// A service with these keys alone, for those who try what it believes.
@@ -100,7 +100,7 @@ impl Issuer {
         Self {
             settings,
             keys: ArcSwap::from_pointee(keys),
-            seen: Mutex::new(None),
+            watched: Watched::new(Vec::new()),
             source: None,
             asked: tokio::sync::Mutex::new(None),
         }
@@ -176,14 +176,10 @@ impl Issuer {
         if self.source.is_some() {
             return Ok(false);
         }
-        let now = modified(&self.settings);
-        let mut seen = self.seen.lock();
-        if *seen == now && !force {
-            return Ok(false);
-        }
-        *seen = now;
-        self.keys.store(Arc::new(jwks::load(&self.settings.jwks)?));
-        Ok(true)
+        self.watched.look(force, || {
+            self.keys.store(Arc::new(jwks::load(&self.settings.jwks)?));
+            Ok(())
+        })
     }
 
     /// Reads a token at `now`, in seconds since 1970.
@@ -246,11 +242,6 @@ fn is_signed(key: &Key, signed: &str, tag: &[u8]) -> bool {
             UnparsedPublicKey::new(&signature::ED25519, point).verify(message, tag).is_ok()
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a stat each second, on a blocking thread")]
-fn modified(settings: &Jwt) -> Option<SystemTime> {
-    std::fs::metadata(&settings.jwks).and_then(|about| about.modified()).ok()
 }
 
 #[cfg(test)]

@@ -97,8 +97,11 @@ pub mod pages;
 
 pub mod hosted;
 
-pub mod certificates;
 pub mod uploads;
+
+pub mod watched;
+
+pub mod certificates;
 
 pub mod people;
 
@@ -126,7 +129,9 @@ pub mod answer;
 pub mod receive;
 
 pub mod doors;
+
 pub mod hosting;
+
 pub mod through;
 
 pub mod transport;
@@ -142,8 +147,6 @@ pub mod run;
 pub mod client;
 
 pub mod demo;
-
-pub mod order;
 
 pub mod cli;
 

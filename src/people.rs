@@ -4,16 +4,16 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use ring::hmac;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::config::htpasswd;
 use crate::error::{Error, Kind, Result};
+use crate::watched::Watched;
 
 /// How long a password that was right is believed.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ const NOBODY: &str = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8eE1bEpmZ9Qy4tJcQyK1oT0oL5oX
 pub struct People {
     file: PathBuf,
     users: ArcSwap<HashMap<String, String>>,
-    seen: Mutex<Option<SystemTime>>,
+    watched: Watched,
     /// Passwords that were right, by their hash under `key` together with the user's own hash: a
     /// new password makes the old one forgotten.
     remembered: moka::sync::Cache<[u8; 32], ()>,
@@ -47,14 +47,14 @@ impl People {
     /// # Errors
     /// One sentence that says what is wrong with it.
     pub fn load(file: PathBuf, key: hmac::Key) -> Result<Self, String> {
-        let seen = modified(&file);
+        let watched = Watched::new(vec![file.clone()]);
         let users = htpasswd::load(&file)?;
         let remembered =
             moka::sync::Cache::builder().max_capacity(10_000).time_to_live(REMEMBERED_FOR).build();
         Ok(Self {
             file,
             users: ArcSwap::from_pointee(users),
-            seen: Mutex::new(seen),
+            watched,
             remembered,
             key,
             turns: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
@@ -67,12 +67,12 @@ impl People {
     /// # Errors
     /// One sentence that says what is wrong with it.
     pub fn renewed(&self) -> Result<Self, String> {
-        let seen = modified(&self.file);
+        let watched = Watched::new(vec![self.file.clone()]);
         let users = htpasswd::load(&self.file)?;
         Ok(Self {
             file: self.file.clone(),
             users: ArcSwap::from_pointee(users),
-            seen: Mutex::new(seen),
+            watched,
             remembered: self.remembered.clone(),
             key: self.key.clone(),
             turns: Arc::clone(&self.turns),
@@ -90,14 +90,10 @@ impl People {
     /// # Errors
     /// One sentence; the users known before stay.
     pub fn reload(&self, force: bool) -> Result<bool, String> {
-        let now = modified(&self.file);
-        let mut seen = self.seen.lock();
-        if *seen == now && !force {
-            return Ok(false);
-        }
-        *seen = now;
-        self.users.store(Arc::new(htpasswd::load(&self.file)?));
-        Ok(true)
+        self.watched.look(force, || {
+            self.users.store(Arc::new(htpasswd::load(&self.file)?));
+            Ok(())
+        })
     }
 
     /// Whether there is such a user.
@@ -144,11 +140,6 @@ impl People {
         name.copy_from_slice(context.sign().as_ref());
         name
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a stat each second, on a blocking thread")]
-fn modified(path: &PathBuf) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|about| about.modified()).ok()
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! HTTP/1, by copying through TLS and HTTP/2.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use pingora::apps::{HttpPersistentSettings, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream;
@@ -194,6 +194,21 @@ async fn try_send(
         Body::Unsized(content) => copy_unsized(session, head, content, sent).await,
     }
 }
+
+/// Gives the connection back for the next request. Where the answer was not sent whole, dropping the
+/// session leaves the client with a short body, never a clean end.
+pub async fn finish(session: ServerSession, sent: &Sent) -> Option<ReusedHttpStream> {
+    if sent.broken.is_some() {
+        return None;
+    }
+    let mut keep = HttpPersistentSettings::for_session(&session);
+    keep.set_user_context(Box::new(Reused));
+    let stream = session.finish().await.ok().flatten()?;
+    Some(ReusedHttpStream::from_reusable_stream(stream, keep))
+}
+
+/// Marks a connection that has served a request before.
+struct Reused;
 
 /// Whether a request says two things at once about its length (RFC 9112, 6.1: the way to smuggle a
 /// second one past whoever believes the other), or on HTTP/1.1 not for whom it is.
@@ -448,10 +463,4 @@ fn slice(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Whether a broken answer was the client's own doing.
-pub fn is_clients_doing(reason: &str) -> bool {
-    ["Broken pipe", "reset", "closed"].iter().any(|w| reason.contains(w))
-        || reason == io::Error::from(io::ErrorKind::TimedOut).to_string()
 }

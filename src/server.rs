@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::header::HeaderName;
 use pingora::protocols::http::ServerSession;
@@ -26,6 +26,7 @@ use crate::route::{Action, Table};
 use crate::store::{Place, Store};
 use crate::through::Through;
 use crate::upstream::Upstream;
+use crate::watched::Times;
 
 mod accounting;
 mod build;
@@ -56,7 +57,7 @@ struct Origin {
     /// Where callers are answered by their own rights.
     rights: Option<Arc<Rights>>,
     /// When the files were changed that its connection rests on.
-    files: Vec<Option<SystemTime>>,
+    files: Times,
 }
 
 /// The mirror: everything that a request is answered from, as it is configured. A reload makes another

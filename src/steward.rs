@@ -3,20 +3,19 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
 use ring::hmac;
 
 use crate::config::{AdminListen, admin};
+use crate::watched::Watched;
 
 /// The token of the admin address, if it has one.
 pub struct Steward {
     file: Option<PathBuf>,
     /// Its hash under `key`: what is compared takes the same time whatever was shown.
     token: ArcSwapOption<hmac::Tag>,
-    seen: Mutex<Option<SystemTime>>,
+    watched: Watched,
     key: hmac::Key,
 }
 
@@ -33,7 +32,8 @@ impl Steward {
     /// One sentence that says what is wrong with it.
     pub fn load(settings: &AdminListen, key: hmac::Key) -> Result<Self, String> {
         let file = settings.token_file.clone();
-        let steward = Self { file, token: ArcSwapOption::empty(), seen: Mutex::new(None), key };
+        let watched = Watched::new(file.iter().cloned().collect());
+        let steward = Self { file, token: ArcSwapOption::empty(), watched, key };
         steward.reload(true)?;
         Ok(steward)
     }
@@ -44,15 +44,11 @@ impl Steward {
     /// One sentence; the token known before stays.
     pub fn reload(&self, force: bool) -> Result<bool, String> {
         let Some(file) = &self.file else { return Ok(false) };
-        let now = modified(file);
-        let mut seen = self.seen.lock();
-        if *seen == now && !force {
-            return Ok(false);
-        }
-        *seen = now;
-        let token = admin::token(file)?;
-        self.token.store(Some(hmac::sign(&self.key, token.as_bytes()).into()));
-        Ok(true)
+        self.watched.look(force, || {
+            let token = admin::token(file)?;
+            self.token.store(Some(hmac::sign(&self.key, token.as_bytes()).into()));
+            Ok(())
+        })
     }
 
     /// Whether there is a token, so that nobody comes in for where he is.
@@ -68,11 +64,6 @@ impl Steward {
             .as_ref()
             .is_some_and(|tag| hmac::verify(&self.key, shown.as_bytes(), (**tag).as_ref()).is_ok())
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a stat each second, on a blocking thread")]
-fn modified(path: &PathBuf) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|about| about.modified()).ok()
 }
 
 #[cfg(test)]

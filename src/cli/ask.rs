@@ -41,11 +41,17 @@ impl Admin {
     /// Reads something.
     pub(super) async fn get(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
         let url = self.url(path, query)?;
-        self.answer(self.client.get(url)).await
+        self.answer(self.client.get(url).timeout(ANSWER_WITHIN)).await
     }
 
     /// Changes something.
     pub(super) async fn post(&self, path: &str, order: &Value) -> anyhow::Result<Value> {
+        let url = self.url(path, &[])?;
+        self.answer(self.client.post(url).json(order).timeout(ANSWER_WITHIN)).await
+    }
+
+    /// Changes something that may take as long as it takes.
+    pub(super) async fn post_at_length(&self, path: &str, order: &Value) -> anyhow::Result<Value> {
         let url = self.url(path, &[])?;
         self.answer(self.client.post(url).json(order)).await
     }
@@ -71,8 +77,7 @@ impl Admin {
             Some(token) => request.bearer_auth(token.as_str()),
             None => request,
         };
-        let answer =
-            request.timeout(ANSWER_WITHIN).send().await.map_err(|e| self.unreachable(e))?;
+        let answer = request.send().await.map_err(|e| self.unreachable(e))?;
         let status = answer.status();
         let text = answer.text().await.context("the mirror's answer broke off")?;
         let value: Value = serde_json::from_str(&text).with_context(|| {
@@ -81,7 +86,9 @@ impl Admin {
                 self.authority
             )
         })?;
-        if let (false, Some(error)) = (status.is_success(), value["error"].as_str()) {
+        // Orders about hosted repositories are refused in the specification's form.
+        let error = value["error"].as_str().or(value["errors"][0]["message"].as_str());
+        if let (false, Some(error)) = (status.is_success(), error) {
             bail!("{error}");
         }
         Ok(value)

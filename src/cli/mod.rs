@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod ask;
+mod gc;
 mod health;
 mod node;
 mod ops;
@@ -38,8 +39,8 @@ use ops::AdminArgs;
 use crate::client;
 use crate::config::units::Span;
 use crate::config::{self, Config, Loaded, Overrides};
+use crate::demo;
 use crate::limits::BLOCKING_THREADS_MAX;
-use crate::{demo, order};
 
 /// Wrong configuration: `EX_USAGE` of sysexits, as other proxies use it.
 const BAD_CONFIGURATION: u8 = 64;
@@ -92,20 +93,14 @@ enum Command {
     },
     /// Remove hosted content that no tag and no referrer holds.
     Gc {
-        #[command(flatten)]
-        file: File,
         /// Only tell what would go, and why.
         #[arg(long)]
         dry_run: bool,
         /// How long nobody must have had a use for it, instead of the configured `gc_grace`.
         #[arg(long, value_name = "TIME")]
         grace: Option<String>,
-        /// The file with the admin address's token, instead of the configured one.
-        #[arg(long, value_name = "FILE", env = "PIERHEAD_TOKEN_FILE")]
-        token_file: Option<PathBuf>,
-        /// Print the result as JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        to: AdminArgs,
     },
     /// Show what a running mirror holds, its bounds and its hit ratios.
     Status {
@@ -268,9 +263,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Client { client, file, listen, write, remove: None } => {
             print_client(client, &file, listen, write.as_deref())
         }
-        Command::Gc { file, dry_run, grace, token_file, json } => {
-            gc(&file, dry_run, grace.as_deref(), token_file, json)
-        }
+        Command::Gc { dry_run, grace, to } => collect(&to, dry_run, grace.as_deref()),
         Command::Demo { json } => demo(json),
         Command::Status { to } => ops::told(&to, ops::status),
         Command::Ls { repository, objects, upstream, n, to } => {
@@ -426,36 +419,13 @@ fn list(paths: std::io::Result<Vec<PathBuf>>, what: &str, folder: &Path) -> Exit
     }
 }
 
-fn gc(
-    file: &File,
-    dry_run: bool,
-    grace: Option<&str>,
-    token_file: Option<PathBuf>,
-    json: bool,
-) -> ExitCode {
-    let mut loaded = match load(file, &Overrides::default()) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
-    let admin = &mut loaded.config.admin;
-    admin.token_file = token_file.or(admin.token_file.take());
-    let grace = match grace.map(Span::parse).transpose() {
-        Ok(grace) => grace,
+fn collect(to: &AdminArgs, dry_run: bool, grace: Option<&str>) -> ExitCode {
+    match grace.map(Span::parse).transpose() {
+        Ok(grace) => ops::told(to, async |admin| gc::run(admin, dry_run, grace).await),
         Err(error) => {
             eprintln!("error: --grace: {error}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    let outcome = runtime(1).and_then(|runtime| {
-        let report = runtime.block_on(order::collect(&loaded.config, dry_run, grace))?;
-        if json { Ok(format!("{report:#}\n")) } else { order::in_words(&report) }
-    });
-    match outcome {
-        Ok(text) => {
-            say!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => failed(&error),
     }
 }
 

@@ -205,18 +205,6 @@ impl Folder {
         })
     }
 
-    /// Calls `each` with every digest that something is attached to, in no order.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn subjects(&self, mut each: impl FnMut(Digest)) -> io::Result<()> {
-        names(&self.path.join("_referrers"), |name| {
-            if let Some(digest) = unflat(name) {
-                each(digest);
-            }
-        })
-    }
-
     /// Whether there is a tag or any content in it.
     pub fn is_there(&self) -> bool {
         let mut found = false;
@@ -278,29 +266,6 @@ fn walk(
         }
     }
     Ok(true)
-}
-
-/// Calls `each` with the digest of every link of every repository that does not live here.
-///
-/// # Errors
-/// What the file system says.
-pub fn links_of_mirrors(disk: &Disk, mut each: impl FnMut(Digest)) -> io::Result<()> {
-    let mut folders = Vec::new();
-    let repos = disk.root().join("repos");
-    names(&repos, |name| {
-        if name != HOSTED {
-            folders.push(repos.join(name));
-        }
-    })?;
-    while let Some(path) = folders.pop() {
-        names(&path, |name| {
-            if !name.starts_with('_') {
-                folders.push(path.join(name));
-            }
-        })?;
-        Folder { path }.members(&mut each)?;
-    }
-    Ok(())
 }
 
 fn names(folder: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {

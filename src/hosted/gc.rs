@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use super::folder::{self, Folder};
 use super::{Hosted, unreadable, unwritable};
+use crate::catalog;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{MANIFEST_BYTES_MAX, PAGE_NAMES_MAX};
@@ -257,10 +259,10 @@ impl Hosted {
             .and(listed)
             .map_err(unreadable)?;
             let mut cached = HashSet::new();
-            folder::links_of_mirrors(disk, |digest| {
-                if lost.contains(&digest) {
-                    cached.insert(digest);
-                }
+            catalog::each_place(disk, None, &mut |place| {
+                let links = catalog::links(disk, &place)?;
+                cached.extend(links.into_iter().filter(|digest| lost.contains(digest)));
+                Ok(ControlFlow::Continue(()))
             })
             .map_err(unreadable)?;
             let mut bytes = 0;

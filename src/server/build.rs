@@ -1,10 +1,8 @@
 //! From a configuration to a mirror, and from a mirror to the one that takes its place.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use super::{Mirror, Origin};
 use crate::begun::Begun;
@@ -24,6 +22,7 @@ use crate::route::Table;
 use crate::store::Store;
 use crate::through::Through;
 use crate::upstream::Upstream;
+use crate::watched;
 
 /// Tells the addresses of one process apart, for the ready answers of a thread: those of a mirror that
 /// has been replaced are none of its successor's.
@@ -163,7 +162,9 @@ impl Origin {
         metrics: &Arc<Metrics>,
         known: Option<(&Self, &config::Upstream)>,
     ) -> Result<Self> {
-        let files = times(settings);
+        // They are read once, as an upstream is set up.
+        let files =
+            watched::times([&settings.ca, &settings.cert, &settings.key].into_iter().flatten());
         let same = known.filter(|(origin, before)| {
             origin.files == files && reached(before) == reached(settings)
         });
@@ -213,15 +214,4 @@ fn reached(settings: &config::Upstream) -> config::Upstream {
         push: none.push,
         ..settings.clone()
     }
-}
-
-/// When the files were changed that are read once, as an upstream is set up.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a stat at a start and a reload, on a blocking thread"
-)]
-fn times(settings: &config::Upstream) -> Vec<Option<SystemTime>> {
-    let files: [&Option<PathBuf>; 3] = [&settings.ca, &settings.cert, &settings.key];
-    let modified = |path: &PathBuf| std::fs::metadata(path).and_then(|about| about.modified()).ok();
-    files.into_iter().map(|file| file.as_ref().and_then(modified)).collect()
 }

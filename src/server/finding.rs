@@ -6,7 +6,7 @@ use super::{Mirror, Origin, Request};
 use crate::answer;
 use crate::blobs::Blob;
 use crate::doors::Caller;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::manifests::Found;
 use crate::name::{Reference, Tag};
 use crate::pages::{self, Referrers};
@@ -31,7 +31,9 @@ impl Mirror {
         let upstream = &origin.for_caller(asker, place, &route.action).await?;
         let head = request.conditions.head;
         Ok(match &route.action {
-            Action::Ping | Action::Catalog(..) | Action::Push(_) => answer::ping(),
+            Action::Ping | Action::Catalog(..) | Action::Push(_) => {
+                return Err(Error::internal("nothing is looked for here", "the spine goes wrong"));
+            }
             Action::Manifest(reference) => {
                 let found = self.manifest(origin, upstream, place, reference, head).await?;
                 answer::manifest(found, &request.conditions)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
@@ -15,7 +15,7 @@ use super::{Account, Mirror, Request, finish_headers};
 use crate::express::{self, Express};
 use crate::keeper::Company;
 use crate::receive;
-use crate::respond::{self, Sent};
+use crate::respond;
 use crate::{config, hot};
 
 /// How long a connection may still send a request once the server stops. A client that is about to
@@ -109,7 +109,7 @@ impl HttpServerApp for Front {
             if mirror.config.log.access {
                 express::line(&session, &prepared, received, &sent).log();
             }
-            return finish(session, &sent).await;
+            return respond::finish(session, &sent).await;
         }
         let mirror = Guard::into_inner(mirror);
         // On the heap, and only now: a connection that waits for its next request holds none of it.
@@ -162,24 +162,9 @@ impl Mirror {
             line.log();
         }
         receive::linger(&mut session).await;
-        finish(session, &sent).await
+        respond::finish(session, &sent).await
     }
 }
-
-/// Gives the connection back for the next request. Where the answer was not sent whole, dropping the
-/// session leaves the client with a short body, never a clean end.
-async fn finish(session: ServerSession, sent: &Sent) -> Option<ReusedHttpStream> {
-    if sent.broken.is_some() {
-        return None;
-    }
-    let mut keep = HttpPersistentSettings::for_session(&session);
-    keep.set_user_context(Box::new(Reused));
-    let stream = session.finish().await.ok().flatten()?;
-    Some(ReusedHttpStream::from_reusable_stream(stream, keep))
-}
-
-/// Marks a connection that has served a request before.
-struct Reused;
 
 /// Pingora has read from the request whether the connection may stay; only how long is ours.
 /// Setting it where it is off would undo a defence against request smuggling.

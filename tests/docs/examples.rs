@@ -58,7 +58,7 @@ fn make(path: &Path) {
             }
             fs::read_to_string(pair).unwrap()
         }
-        _ => "a-secret-of-some-length\n".to_owned(),
+        _ => "a-secret-of-a-fitting-length\n".to_owned(),
     };
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();

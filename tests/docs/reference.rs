@@ -24,7 +24,8 @@ editors.
   characters themselves. Inside `[ ]` and `{ }` put quotes around them.
 - **Overrides**: `PIERHEAD_CACHE_MAX_SIZE=20GiB` wins over the file, and so does any key at any depth:
   `PIERHEAD__UPSTREAMS__DOCKER_IO__TAG_TTL=5m`. The command line wins over both.
-- **Reload**: `SIGHUP` has the file read again. If it is faulty, the old configuration stays.
+- **Reload**: `SIGHUP` has the file read again. If it is faulty, the old configuration stays. [Some keys](operate.md#to-change-it-while-it-runs)
+  take a restart.
 - **Patterns** of repositories: `*` stands for one part of a name, `**` for any number of them.
 
 ";

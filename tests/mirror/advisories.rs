@@ -1,5 +1,4 @@
-//! Published advisories, each a test with its row's name (`field/security.md`, section 4). Rows that
-//! other files cover are named there: the matrix of CVE-2026-27771 in `passthrough`, the bodies of
+//! Published advisories of registries and clients, each a test. Others are covered elsewhere: the matrix of CVE-2026-27771 in `passthrough`, the bodies of
 //! CVE-2025-4366, CVE-2026-2833 and CVE-2026-2835 in `smuggling`, forged tokens (CVE-2025-24976, and those of before
 //! a route's epoch) in `clients`, hosts that are chosen by a request (CVE-2020-13788, CVE-2026-0600) in `smuggling`
 //! and `routing`, uploads of others (CVE-2026-32589) in `hosted_rules`, redirects (CVE-2024-45336) in `redirects`, a

@@ -62,7 +62,7 @@ async fn is_hit(mirror: &Mirror, blob: &Content) -> bool {
     answer.cache().starts_with("pierhead; hit")
 }
 
-/// Show 1 of the issue, three pulls at a time.
+/// Three pulls at a time.
 #[tokio::test]
 async fn eighty_megabytes_go_through_twenty_within_the_bound_at_every_moment() {
     let upstream = Upstream::start().await;

@@ -115,7 +115,6 @@ fn inside(mirror: &Mirror) -> std::path::PathBuf {
     std::path::Path::new("/proc").join(mirror.id().to_string()).join("root").join(below)
 }
 
-/// Show 3 of the issue.
 #[tokio::test]
 async fn thirty_megabytes_go_over_a_disk_of_sixteen_and_the_small_image_stays() {
     let upstream = Upstream::start().await;

@@ -31,7 +31,6 @@ async fn serves(mirror: &Mirror, image: &Image) -> bool {
     mirror.get(PATH).answer().await.is(&image.manifest.bytes)
 }
 
-/// Shows 5 of the issue.
 #[tokio::test]
 async fn a_thousand_pulls_of_a_tag_cost_two_counted_requests_at_most() {
     let (upstream, image) = upstream_with_image().await;

@@ -18,7 +18,6 @@ fn path(blob: &Content) -> String {
     format!("/v2/team/app/blobs/{}", blob.digest)
 }
 
-/// Shows 3 of the issue.
 #[tokio::test]
 async fn a_blob_that_is_cut_ten_times_comes_whole_in_one_go_and_costs_little_more() {
     let cold = Cold::start(64 * MIB).await;
@@ -48,7 +47,7 @@ async fn an_endpoint_that_answers_well_and_breaks_off_at_once_is_left_for_the_ne
     assert!(second.asked(&On::get("/blobs/"))[0].header("range").starts_with("bytes="));
 }
 
-/// Shows 4 of the issue: nothing waits for the stalled one but those who want it.
+/// Nothing waits for the stalled one but those who want it.
 #[tokio::test]
 async fn an_upstream_that_stalls_blocks_nobody_else() {
     let (stalled, well) = (Upstream::start().await, Upstream::start().await);

@@ -1,5 +1,4 @@
-//! Shows 1 of issue 3: every registry of the list by its own rules, private and public, cold and
-//! warm (`field/upstreams.md`, sections 2 to 16).
+//! Every registry that is known to differ, by its own rules: private and public, cold and warm.
 
 use std::sync::Arc;
 

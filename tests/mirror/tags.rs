@@ -257,7 +257,6 @@ async fn an_exhausted_pull_limit_is_met_with_held_content_and_few_questions() {
     assert!(tagged.upstream.count(&manifests()) <= asked + 10, "{}", tagged.upstream.story());
 }
 
-/// Issue 3, fifth show.
 #[tokio::test]
 async fn a_thousand_pulls_of_one_tag_cost_hardly_anything() {
     let upstream = Upstream::start().await;
