@@ -95,7 +95,15 @@ impl Admin {
         if knock.authorization.is_some() && mirror.doors.know_users() {
             return mirror.doors.administers(knock).await;
         }
-        by_place(self.steward.wants_token(), knock.address)
+        by_place(self.steward.wants_token(), knock.address)?;
+        // A page that has its own name lead here (DNS rebinding) comes from this machine, too.
+        if request.is_by_address() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Denied,
+            "without a token, ask by an address or localhost, not by a name",
+        ))
     }
 
     fn mirror(&self) -> Arc<Mirror> {
@@ -304,13 +312,18 @@ impl Request {
             return denied("a page of another site may change nothing");
         }
         let Some(origin) = &self.origin else { return Ok(()) };
-        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
-        let name = name.trim_matches(['[', ']']);
-        let is_plain = name == "localhost" || name.parse::<IpAddr>().is_ok();
-        if !is_plain || *origin != format!("http://{}", self.host) {
+        if !self.is_by_address() || *origin != format!("http://{}", self.host) {
             return denied("a browser may change something only at an address, from its own page");
         }
         Ok(())
+    }
+
+    /// Whether the request names us by no name that somebody else could have lead here.
+    fn is_by_address(&self) -> bool {
+        let port = |(_, port): &(&str, &str)| port.bytes().all(|b| b.is_ascii_digit());
+        let name = self.host.rsplit_once(':').filter(port).map_or(&*self.host, |(name, _)| name);
+        let name = name.trim_matches(['[', ']']);
+        name.is_empty() || name == "localhost" || name.parse::<IpAddr>().is_ok()
     }
 
     /// What is ordered.

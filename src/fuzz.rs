@@ -289,7 +289,7 @@ fn realm(bearer: &Bearer, home: &Url) {
     assert_eq!(url.origin(), bearer.realm.origin());
     // Several in one challenge are told one by one.
     let told = url.query_pairs().filter(|(key, _)| key == "scope").map(|(_, value)| value);
-    let told: Vec<String> = told.map(|value| value.into_owned()).collect();
+    let told: Vec<String> = told.map(std::borrow::Cow::into_owned).collect();
     let scopes: Vec<&str> = scope.split(' ').filter(|scope| !scope.is_empty()).collect();
     assert!(scopes.iter().all(|scope| told.iter().any(|t| t == scope)), "the scope is lost");
 }

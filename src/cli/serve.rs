@@ -101,6 +101,11 @@ impl Reader {
                 return;
             }
         };
+        if self.path.is_some() && loaded.says_nothing {
+            running.not_reloaded();
+            tracing::error!(file = %loaded.source, "the new configuration is empty; the old one stays, since a file that was cut would open what is closed");
+            return;
+        }
         for warning in &loaded.warnings {
             tracing::warn!(%warning, "the new configuration works, but is hardly meant so");
         }

@@ -188,7 +188,13 @@ impl<'de> de::Deserializer<'de> for &'de Node {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mistake> {
-        if self.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.is_null() {
+            // A section whose lines are all commented out is no section that was left out: `clients:`
+            // with nothing behind it must not open the mirror.
+            let text = "nothing stands behind this key; write a value, or remove the key";
+            return Err(Mistake::new(text.to_owned()));
+        }
+        visitor.visit_some(self)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(

@@ -31,6 +31,8 @@ pub struct Loaded {
     pub source: String,
     /// What works but is hardly meant.
     pub warnings: Faults,
+    /// Whether the file says nothing at all: an editor, or a full disk, may have cut it.
+    pub says_nothing: bool,
     /// Where each leaf came from, by its path.
     pub(super) origins: BTreeMap<Path, Origin>,
 }
@@ -116,8 +118,13 @@ fn load(source: &Source, env: &Environment, overrides: &Overrides) -> Result<Loa
         Some(config) if faults.is_empty() => {
             let mut origins = BTreeMap::new();
             leaves(&root, &mut Vec::new(), &mut origins);
-            let (source, warnings) = (source.name.clone(), Faults::new(warnings));
-            Ok(Loaded { config, source, warnings, origins })
+            let (name, warnings) = (source.name.clone(), Faults::new(warnings));
+            let nothing = |line: &str| {
+                let line = line.trim();
+                line.is_empty() || line.starts_with('#') || matches!(line, "---" | "{}")
+            };
+            let says_nothing = source.text.lines().all(nothing);
+            Ok(Loaded { config, source: name, warnings, says_nothing, origins })
         }
         _ => Err(Faults::new(faults)),
     }
@@ -208,10 +215,18 @@ fn read(
     None
 }
 
+/// Keys that keep somebody out. One that stands there with nothing behind it is a fault: what was
+/// meant to be closed must not be open because its lines are commented out.
+const GUARDS: &[&str] =
+    &["clients", "htpasswd", "rules", "jwt", "client_ca", "token_file", "allow", "deny", "auth"];
+
 /// A known key without a value is no fault: it is taken out and its default stands, as it is what
 /// remains of a section whose keys are all commented out. Takes it out of all upstreams at once,
 /// so that thousands of them do not take thousands of rounds. False where there is a value.
 fn drop_empty(root: &mut Node, path: &[String]) -> bool {
+    if path.last().is_some_and(|key| GUARDS.contains(&key.as_str())) {
+        return false;
+    }
     let in_map = path.split_last().and_then(|(_, above)| root.find(above));
     if !matches!(in_map, Some(Node { value: Value::Map(_), .. }))
         || !root.find(path).is_some_and(Node::is_null)
