@@ -564,7 +564,7 @@ environment variable PIERHEAD__LOG__ACESS: unknown key `acess`; did you mean `ac
             assert!(faults.len() <= FAULTS_MAX + 1, "{}", faults.len());
         }
         assert!(
-            Config::parse("f", &format!("upstreams:\n{}", upstreams("{tag_ttl: , auth: }")))
+            Config::parse("f", &format!("upstreams:\n{}", upstreams("{tag_ttl: , proxy: }")))
                 .is_ok()
         );
     }

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use super::fills::is_lost_note;
 use super::{Disk, OpenError};
 
+/// How long a start waits for another process to leave the folder.
+const LEFT_WITHIN: Duration = Duration::from_secs(3);
+
 /// How long one process waits for the other to let go of hosted records: each holds them for one
 /// change.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
@@ -40,10 +43,11 @@ impl Lock {
             return Ok(Self { file: File::from(lock), is_handed: true });
         }
         let file = open().map_err(unusable)?;
-        match file.try_lock() {
+        // One that has just been told to stop hears its connections for a second more.
+        match wait(LEFT_WITHIN, || file.try_lock()) {
             Ok(()) => Ok(Self { file, is_handed: false }),
-            Err(TryLockError::WouldBlock) => Err(OpenError::InUse(root.to_owned())),
-            Err(TryLockError::Error(e)) => Err(unusable(e)),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Err(OpenError::InUse(root.to_owned())),
+            Err(e) => Err(unusable(e)),
         }
     }
 }
@@ -74,7 +78,7 @@ impl Disk {
     pub fn turn(&self, exclusive: bool) -> io::Result<Turn> {
         let path = self.root.join("hosted.lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        wait(|| if exclusive { file.try_lock() } else { file.try_lock_shared() })?;
+        wait(TURN_WITHIN, || if exclusive { file.try_lock() } else { file.try_lock_shared() })?;
         Ok(Turn(file))
     }
 
@@ -100,16 +104,16 @@ impl Disk {
 /// # Errors
 /// `TimedOut`, or what the file system says.
 pub fn lock_soon(file: &File) -> io::Result<()> {
-    wait(|| file.try_lock())
+    wait(TURN_WITHIN, || file.try_lock())
 }
 
-fn wait(take: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
+fn wait(within: Duration, take: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
     let began = Instant::now();
     loop {
         match take() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(e)) => return Err(e),
-            Err(TryLockError::WouldBlock) if began.elapsed() > TURN_WITHIN => {
+            Err(TryLockError::WouldBlock) if began.elapsed() > within => {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),

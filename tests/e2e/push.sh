@@ -149,7 +149,7 @@ push_crane() {
   crane tag --insecure "$HOME_HOST/team/crane:1" two
   expect_equal digest "$(crane digest --insecure "$HOME_HOST/team/crane:two")" "$digest"
   expect_equal tags "$(crane ls --insecure "$HOME_HOST/team/crane" | tr '\n' ' ')" "1 two "
-  crane catalog --insecure "$HOME_HOST" | grep -qx team/crane
+  expect_match catalog "$(crane catalog --insecure "$HOME_HOST")" team/crane
   crane pull --insecure "$HOME_HOST/team/crane:1" "$WORK/crane.tar"
   crane push --insecure "$WORK/crane.tar" "$HOME_HOST/team/crane:three"
   crane delete --insecure "$HOME_HOST/team/crane:two"

@@ -58,8 +58,12 @@ async fn an_upstream_that_gives_no_parts_is_read_as_one() {
         Fault::ShiftContentRange(1),
         Fault::HoldHead(Gate::closed()), // for ever: nobody waits for it in the end
     ];
-    join_all(faults.map(|fault| async move {
-        let cold = Cold::with(SIZE, "").await;
+    // All blobs first: to make one keeps this thread busy for long.
+    let mut colds = Vec::new();
+    for fault in faults {
+        colds.push((fault, Cold::with(SIZE, "").await));
+    }
+    join_all(colds.into_iter().map(|(fault, cold)| async move {
         cold.upstream.next(1, On::get("/blobs/"), [SLOW]);
         cold.upstream.next(1000, On::get("/blobs/"), [fault.clone()]);
         let whole = cold.mirror.get(&cold.path).open().await.brings(&cold.blob.bytes).await;
