@@ -63,12 +63,16 @@ async fn an_upstream_that_gives_no_parts_is_read_as_one() {
     for fault in faults {
         colds.push((fault, Cold::with(SIZE, "").await));
     }
-    join_all(colds.into_iter().map(|(fault, cold)| async move {
+    let read = join_all(colds.into_iter().map(|(fault, cold)| async move {
         cold.upstream.next(1, On::get("/blobs/"), [SLOW]);
         cold.upstream.next(1000, On::get("/blobs/"), [fault.clone()]);
         let whole = cold.mirror.get(&cold.path).open().await.brings(&cold.blob.bytes).await;
         assert!(whole, "{fault:?}: {}", cold.upstream.story());
         assert!(parts(&cold).0 >= 1, "{fault:?}: nobody tried to help");
+        (fault, cold)
+    }))
+    .await;
+    for (fault, cold) in read {
         cold.mirror.until_kept(1).await;
         cold.mirror.check_store();
         // What a helper met is told to nobody else.
@@ -76,8 +80,7 @@ async fn an_upstream_that_gives_no_parts_is_read_as_one() {
         let other = cold.upstream.blob("team/app", 2, 1000);
         let path = format!("/v2/team/app/blobs/{}", other.digest);
         assert!(cold.mirror.get(&path).answer().await.is(&other.bytes), "{fault:?}");
-    }))
-    .await;
+    }
 }
 
 #[tokio::test]
