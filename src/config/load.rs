@@ -548,6 +548,22 @@ environment variable PIERHEAD__LOG__ACESS: unknown key `acess`; did you mean `ac
     }
 
     #[test]
+    fn a_guard_with_nothing_behind_it_is_a_fault_and_an_empty_file_says_so() {
+        for text in [
+            "clients:",
+            "clients: ~",
+            "upstreams: {a.io: {allow: }}",
+            "upstreams: {a.io: {deny: }}",
+        ] {
+            let faults = Config::parse("f", text).unwrap_err();
+            assert!(faults.to_string().contains("nothing stands"), "{text}: {faults}");
+        }
+        for (text, nothing) in [("", true), ("# a: b\n---\n", true), ("log: {}", false)] {
+            assert_eq!(Config::parse("f", text).unwrap().says_nothing, nothing, "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_hostile_file_is_refused_in_good_time() {
         let bytes = usize::try_from(FILE_BYTES_MAX).unwrap();
         let upstreams = |text: &str| {

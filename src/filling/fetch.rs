@@ -113,6 +113,7 @@ impl<'a> Transfers<'a> {
         all: &mut Running<'s>,
     ) -> Option<Result<()>> {
         let mut state = self.state.lock();
+        let is_first = matches!(ended, Ended::First(_));
         match ended {
             Ended::First(Err(error)) => return Some(Err(error)),
             // It has brought all, whatever helpers are still about.
@@ -125,7 +126,8 @@ impl<'a> Transfers<'a> {
             Ended::First(Ok(())) | Ended::Helper(Ok(())) => {}
         }
         let open = state.stretches.iter().any(|stretch| stretch.at < stretch.until);
-        match state.shares.take() {
+        let idle = |state: &mut State| if is_first { state.relieve(0) } else { None };
+        match state.shares.take().or_else(|| idle(&mut state)) {
             // The first one's turn is free, and helpers have not failed.
             Some(part) if *may_help => all.push(Box::pin(self.help(part, None))),
             Some(_) if all.is_empty() => {

@@ -5,7 +5,7 @@ use std::process::Output;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::support::client::{Answer, Ask};
+use crate::support::client::{Answer, Ask, raw};
 use crate::support::image::{self, Image};
 use crate::support::mirror::{Mirror, NAME, before, run};
 use crate::support::record::On;
@@ -351,4 +351,22 @@ async fn the_links_of_content_that_has_left_go() {
     assert_eq!(collected().await["records"], 1);
     assert!(!links.join(hex).exists());
     scene.mirror.pull("team/app", "v1", &scene.first).await;
+}
+
+/// A page whose name leads here comes from this machine, too (DNS rebinding).
+#[tokio::test]
+async fn without_a_token_the_api_answers_no_name_of_anybody() {
+    let mirror = before(&Upstream::start().await).start().await;
+    let ask = |host: &str| {
+        format!("GET /api/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    };
+    for (host, status) in [
+        ("evil.test", 403),
+        ("127.0.0.1.evil.test:5001", 403),
+        ("localhost", 200),
+        ("127.0.0.1:5001", 200),
+    ] {
+        let answer = raw(mirror.admin_address(), ask(host).as_bytes()).await.expect("an answer");
+        assert_eq!(answer.status, status, "{host}");
+    }
 }

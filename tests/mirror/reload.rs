@@ -77,6 +77,17 @@ async fn a_broken_file_leaves_everything_as_it_was_and_is_told_with_line_and_col
     assert_eq!(mirror.get(&path(&blob)).answer().await.status, 403);
 }
 
+/// A full disk or an editor cuts it: what was closed must not be open.
+#[tokio::test]
+async fn an_empty_file_is_not_taken_up() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 1000);
+    let mirror = before(&upstream).with("deny: ['secret/**']").start().await;
+    assert!(!mirror.reload(|_| "# nothing\n".to_owned()).await);
+    assert_eq!(mirror.get("/v2/secret/app/tags/list").answer().await.status, 403);
+    assert!(mirror.get(&path(&blob)).answer().await.is(&blob.bytes));
+}
+
 #[tokio::test]
 async fn what_takes_a_restart_is_named_and_the_rest_is_taken_up() {
     let upstream = Upstream::start().await;
