@@ -200,8 +200,8 @@ impl Hosting {
         body: &mut Incoming<'_>,
     ) -> Result<Answer> {
         let repository = &target.repository;
-        if let Some((digest, Some(from))) = &start.mount
-            && self.hosted.mount(repository, from, *digest).await?
+        if let Some((digest, from)) = &start.mount
+            && self.hosted.mount(repository, from.as_ref(), *digest).await?
         {
             return Ok(created(target, "blobs", &digest.to_string(), digest));
         }

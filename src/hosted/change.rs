@@ -58,19 +58,27 @@ impl Hosted {
         Ok(())
     }
 
-    /// Takes a blob of another repository into one; `false`: the other does not have it.
+    /// Takes a blob of another repository into one; `false`: the other does not have it. `from`
+    /// whichever has it, if no one is named: only for callers who may read them all.
     ///
     /// # Errors
     /// `Denied` where the quota is used up, `StorageFull`, or `Internal`.
     pub async fn mount(
         self: &Arc<Self>,
         repository: &Repository,
-        from: &Repository,
+        from: Option<&Repository>,
         digest: Digest,
     ) -> Result<bool> {
+        if from.is_none() && !self.held().contains(&digest) {
+            return Ok(false); // without a look at every folder
+        }
         // Announced first: what is found now is not removed before it is linked.
         let arriving = self.held().arriving(&digest);
-        if self.member(from, &digest).await?.is_none() {
+        let is_there = match from {
+            Some(from) => self.member(from, &digest).await?.is_some(),
+            None => self.is_anywhere(digest).await?,
+        };
+        if !is_there {
             return Ok(false);
         }
         let size = self.store.blocking(move |s| folder::content_size(s.disk(), &digest)).await;
@@ -78,6 +86,19 @@ impl Hosted {
         self.adopt(repository, digest, size, |_| Ok(())).await?;
         arriving.linked();
         Ok(true)
+    }
+
+    /// Whether any repository contains a digest, found by reading their folders.
+    async fn is_anywhere(&self, digest: Digest) -> Result<bool> {
+        let found = self.store.blocking(move |store| {
+            let mut found = Ok(None);
+            folder::repositories(store.disk(), None, |repository| {
+                found = Folder::of(store.disk(), &repository).member(&digest);
+                matches!(found, Ok(None))
+            })?;
+            found
+        });
+        Ok(found.await.map_err(unreadable)?.is_some())
     }
 
     /// Keeps a manifest and sets its tags.

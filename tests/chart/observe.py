@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a registry, a mirror and a Prometheus on the loopback, pulls for a while, and checks what is to be seen of it.
 
-    target/chart-tools/venv/bin/python tests/chart/observe.py
+    target/tools/venv/bin/python tests/chart/observe.py
 
 promtool check metrics is content with /metrics; Prometheus takes the alerts, scrapes the mirror, and after some pulls every
 query of the dashboard has an answer and no alert fires. Needs Debian's docker-registry and prometheus; a minute.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the Helm chart, the alerts and the dashboard. No cluster is needed.
 
-    tests/chart/tools.sh && target/chart-tools/venv/bin/python tests/chart/run.py
+    tests/tools.sh && target/tools/venv/bin/python tests/chart/run.py
 
     --update     writes the golden files anew; read their difference before committing it
     NAME…        only the value sets of these names
@@ -36,7 +36,7 @@ ROOT = HERE.parents[1]
 CHART = ROOT / "charts/pierhead"
 GOLDEN = HERE / "golden"
 RUNBOOKS = ROOT / "docs/src/runbooks"
-TOOLS = ROOT / "target/chart-tools/bin"
+TOOLS = ROOT / "target/tools/bin"
 
 # What the program does not have yet. Such checks are skipped and counted as such; a line whose time has come is told.
 WAITING_COMMANDS = set()
@@ -81,7 +81,7 @@ def run(*command, stdin=None, env=None, good=True):
 def tool(name):
     """A program that must be there: what cannot be checked has not passed."""
     found = TOOLS / name if (TOOLS / name).exists() else shutil.which(name)
-    return found or sys.exit(f"there is no {name}: run tests/chart/tools.sh first, and see its head for Debian's packages")
+    return found or sys.exit(f"there is no {name}: run tests/tools.sh first, and see its head for Debian's packages")
 
 
 HELM, PROMTOOL, CRDCHECK = tool("helm"), tool("promtool"), tool("crdcheck")

@@ -5,13 +5,15 @@
 #   tests/e2e/run.sh docker curl     only these files
 #
 # Needs root (dockerd, containerd), Debian's packages as listed in .ci/run, and a built mirror:
-# target/release/pierhead, or the program named by $PIERHEAD. KEEP=1 keeps the logs and data.
+# target/release/pierhead, or the program named by $PIERHEAD. Clients that Debian does not have come by
+# tests/tools.sh. KEEP=1 keeps the logs and data.
 # The last line says 'N passed, N failed'; the exit code is 0 only if nothing failed.
 set -euo pipefail
 
 E2E=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$E2E/../.." && pwd)
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/pierhead-e2e.XXXXXX")
+PATH=$ROOT/target/tools/bin:$PATH
 
 . "$E2E/lib.sh"
 trap clean_up EXIT

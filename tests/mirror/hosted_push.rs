@@ -178,8 +178,7 @@ async fn a_mount_saves_the_upload_where_the_other_repository_has_the_blob() {
         let path = format!("/v2/app/blobs/uploads/?mount={}{from}", blob.digest);
         mirror.ask(Method::POST, &path).answer()
     };
-    // Without a name nobody can say whether the caller may read it there.
-    for from in ["", "&from=team/b", "&from=library/x"] {
+    for from in ["&from=team/b", "&from=library/x"] {
         let begun = mount(from).await;
         assert_eq!(begun.status, 202, "{from}");
         assert!(begun.header("location").contains("/blobs/uploads/"));
@@ -189,6 +188,27 @@ async fn a_mount_saves_the_upload_where_the_other_repository_has_the_blob() {
     let mounted = mount("&from=team/a").await;
     assert_eq!((mounted.status, mounted.header("location")), (201, &*mine));
     assert!(mirror.get(&mine).answer().await.is(&blob.bytes));
+}
+
+/// Only where everybody may read everything: see `clients` for what rules make of it.
+#[tokio::test]
+async fn a_mount_that_names_no_repository_takes_from_whichever_has_the_blob() {
+    let (upstream, mirror) = start("").await;
+    let (pushed, cached) = (Content::blob(1, 1000), upstream.blob("library/x", 2, 1000));
+    mirror.push_blob("team/deep/a", &pushed).await;
+    assert!(
+        mirror
+            .get(&format!("/v2/library/x/blobs/{}", cached.digest))
+            .answer()
+            .await
+            .is(&cached.bytes)
+    );
+    for (content, status) in [(&pushed, 201), (&cached, 202), (&Content::blob(3, 1000), 202)] {
+        let path = format!("/v2/app/blobs/uploads/?mount={}", content.digest);
+        assert_eq!(mirror.ask(Method::POST, &path).answer().await.status, status);
+    }
+    let path = format!("/v2/app/blobs/{}", pushed.digest);
+    assert!(mirror.get(&path).answer().await.is(&pushed.bytes));
 }
 
 #[tokio::test]
