@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::config::{Act, Auth, Config};
 use crate::error::{Error, Kind, Result};
 use crate::issuer::Issuer;
-use crate::pass::{By, Grant, Keys, Login, SERVICE, opens};
+use crate::pass::{By, Claims, Grant, Keys, Login, SERVICE, opens};
 use crate::people::People;
 use crate::respond::{Answer, Body};
 use crate::route::Target;
@@ -218,10 +218,9 @@ impl Doors {
                 });
             }
         };
-        let gone = claims.by == By::Htpasswd
-            && !self.people.as_ref().is_some_and(|people| people.know(&claims.sub));
-        if gone {
-            return Err(Error::new(Kind::Unauthorized, "this user is no longer known"));
+        if claims.by == By::Htpasswd && !self.stands(&claims) {
+            let text = "this user is gone, or has another password by now; log in again";
+            return Err(Error::new(Kind::Unauthorized, text));
         }
         let user = (!claims.sub.is_empty()).then(|| claims.sub.as_str().into());
         Ok(Caller {
@@ -232,6 +231,12 @@ impl Doors {
             by_token: true,
             shown: true,
         })
+    }
+
+    /// Whether the user's entry is still what the token was given for.
+    fn stands(&self, claims: &Claims) -> bool {
+        let entry = self.people.as_ref().and_then(|people| people.entry(&claims.sub));
+        entry.is_some_and(|entry| self.keys.is_of(claims, &entry))
     }
 
     /// Whether `GET /v2/` is answered: where anything is guarded, only to who has shown something.
@@ -385,9 +390,13 @@ impl Doors {
             return Err(Error::new(Kind::Denied, "a token does not open the token service"));
         }
         let now = now();
+        let (user, by) = (caller.actor.user.as_deref(), caller.by.unwrap_or(By::Nothing));
+        let people = self.people.as_ref().filter(|_| by == By::Htpasswd);
+        let entry = people.zip(user).and_then(|(people, user)| people.entry(user));
         let grant = Grant {
-            user: caller.actor.user.as_deref(),
-            by: caller.by.unwrap_or(By::Nothing),
+            user,
+            by,
+            entry: entry.as_deref(),
             access: asked.access,
             login: caller.login.as_ref(),
         };

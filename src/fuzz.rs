@@ -377,7 +377,13 @@ fn grant() -> Grant<'static> {
     let actions = vec!["pull".to_owned()];
     let access = Access { kind: "repository".to_owned(), name: "team/app".to_owned(), actions };
     let login = LOGIN.with(|login| *login);
-    Grant { user: Some("ci"), by: By::Htpasswd, access: vec![access], login: Some(login) }
+    Grant {
+        user: Some("ci"),
+        by: By::Htpasswd,
+        entry: Some("$2y$"),
+        access: vec![access],
+        login: Some(login),
+    }
 }
 
 fn issuer(pair: &Ed25519KeyPair) -> Issuer {

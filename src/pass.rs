@@ -72,6 +72,9 @@ pub struct Claims {
     pub sub: String,
     /// How the user logged in.
     pub by: By,
+    /// A hash of the user's entry in the file of users, as it was then: see [`Keys::mark`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    entry: Option<String>,
     iat: u64,
     exp: u64,
     /// What it opens, as was asked for; rules and rights are looked at again when it is used.
@@ -100,6 +103,8 @@ pub struct Grant<'a> {
     pub user: Option<&'a str>,
     /// How the user logged in.
     pub by: By,
+    /// The user's entry in the file of users, if that is where the password stands.
+    pub entry: Option<&'a str>,
     /// What is asked for.
     pub access: Vec<Access>,
     /// The caller's own credentials, if any.
@@ -159,6 +164,7 @@ impl Keys {
             aud: SERVICE.to_owned(),
             sub: grant.user.unwrap_or_default().to_owned(),
             by: grant.by,
+            entry: grant.entry.map(|entry| self.mark(entry)),
             iat: now,
             exp: now + life.min(LIFE_SECONDS_MAX),
             access: grant.access,
@@ -201,6 +207,18 @@ impl Keys {
             return Err(refuse("has expired; log in again"));
         }
         Ok(claims)
+    }
+
+    /// Whether a token was made for a user whose entry in the file of users was this one: a password
+    /// that was changed ends the tokens that the old one gave.
+    pub fn is_of(&self, claims: &Claims, entry: &str) -> bool {
+        claims.entry.as_ref().is_some_and(|mark| *mark == self.mark(entry))
+    }
+
+    /// A hash of an entry under our own key: the token says nothing of a password's hash.
+    fn mark(&self, entry: &str) -> String {
+        let tag = hmac::sign(&self.sign, &apart(entry));
+        URL_SAFE_NO_PAD.encode(&tag.as_ref()[..16])
     }
 
     /// The credentials that a token carries, if any.
@@ -305,8 +323,13 @@ mod tests {
             username: Zeroizing::new("alice".to_owned()),
             password: Zeroizing::new("hunter2:x".to_owned()),
         };
-        let grant =
-            Grant { user: None, by: By::Nothing, access: access("a/b"), login: Some(&login) };
+        let grant = Grant {
+            user: None,
+            by: By::Nothing,
+            entry: None,
+            access: access("a/b"),
+            login: Some(&login),
+        };
         keys.issue(grant, NOW, life, [1; 12]).unwrap()
     }
 

@@ -101,6 +101,11 @@ impl People {
         self.users.load().contains_key(user)
     }
 
+    /// What stands in the file for a user: the hash of a password.
+    pub fn entry(&self, user: &str) -> Option<String> {
+        self.users.load().get(user).cloned()
+    }
+
     /// Whether a password is this user's.
     ///
     /// # Errors
