@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method};
 
+use self::ahead::Platforms;
 use crate::cache::Cache;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind, Result};
@@ -22,6 +23,7 @@ use crate::store::{Content, Link, Place, Store, TagRecord};
 use crate::upstream::ask::Ask;
 use crate::upstream::{Patience, Upstream};
 
+mod ahead;
 pub mod changed;
 
 /// A manifest that can be answered.
@@ -99,6 +101,7 @@ impl moka::Expiry<Wanted, Error> for Absence {
 pub struct Manifests {
     store: Arc<Store>,
     prefetch: Arc<Prefetch>,
+    platforms: Platforms,
     fetches: Flights<(Place, Digest), (Who, Result<Found>)>,
     tags: Flights<Resolving, (Who, Result<Found>)>,
     absent: moka::sync::Cache<Wanted, Error>,
@@ -116,7 +119,8 @@ impl Manifests {
             .support_invalidation_closures()
             .build();
         let pushes = changed::pushes();
-        Self { store, prefetch, fetches: Flights::new(), tags: Flights::new(), absent, pushes }
+        let (platforms, fetches, tags) = (Platforms::new(), Flights::new(), Flights::new());
+        Self { store, prefetch, platforms, fetches, tags, absent, pushes }
     }
 
     /// A manifest by tag or digest; with `head` its bytes need not be held.
@@ -386,6 +390,7 @@ impl Manifests {
         }
         let manifest = Manifest::read(&bytes, content_type.as_deref()).map_err(bad)?;
         self.prefetch.note(place, &manifest);
+        self.platforms.note(place, digest, &manifest);
         self.keep_manifest(place, digest, manifest.media_type.into(), bytes).await
     }
 

@@ -153,7 +153,8 @@ pub struct Upstream {
     /// Default: true where an endpoint itself names such an address, else false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub private: Option<bool>,
-    /// Whether an image's other layers are fetched once a client has asked for the first. Default
+    /// Whether an image's other layers are fetched once a client has asked for the first, and, of an
+    /// index, the manifests for the platforms that clients have asked for before. Default
     /// `true`; layers that the client has already are fetched all the same.
     pub prefetch: bool,
     /// How many transfers fetch a large blob in parallel, where one alone is what limits it. `1`

@@ -36,6 +36,9 @@ impl Mirror {
             }
             Action::Manifest(reference) => {
                 let found = self.manifest(origin, upstream, place, reference, head).await?;
+                if origin.prefetch && !head {
+                    self.manifests.given(upstream, place, &found);
+                }
                 answer::manifest(found, &request.conditions)
             }
             Action::Blob(digest) => {

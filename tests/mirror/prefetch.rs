@@ -52,3 +52,46 @@ async fn a_layer_shared_with_another_public_image_is_served_when_the_upstream_is
     let layer = format!("/v2/team/app/blobs/{}", image.layers[0].digest);
     assert!(mirror.get(&layer).answer().await.is(&image.layers[0].bytes));
 }
+
+/// Two indexes; a client that has taken one's image for amd64 will take the other's next.
+async fn two_indexes(upstream: &Upstream) -> (image::Index, image::Index) {
+    let (first, second) = (image::oci(1).index(), image::oci(2).index());
+    upstream.push_index("team/app", "v1", &first);
+    upstream.push_index("team/other", "v1", &second);
+    (first, second)
+}
+
+#[tokio::test]
+async fn of_an_index_the_manifest_comes_that_clients_took_of_the_one_before() {
+    let upstream = Upstream::start().await;
+    let (first, second) = two_indexes(&upstream).await;
+    let mirror = before(&upstream).start().await;
+    let child = |repository: &str, index: &image::Index, n: usize| {
+        format!("/v2/{repository}/manifests/{}", index.images[n].manifest.digest)
+    };
+    assert!(mirror.get("/v2/team/app/manifests/v1").answer().await.is(&first.manifest.bytes));
+    assert_eq!(upstream.count(&On::get("sha256")), 0, "nobody has said for which machine");
+    mirror.get(&child("team/app", &first, 0)).answer().await;
+
+    assert!(mirror.get("/v2/team/other/manifests/v1").answer().await.is(&second.manifest.bytes));
+    let amd64 = child("team/other", &second, 0);
+    upstream.until_asked(1, &On::get(&amd64)).await;
+    let answer = mirror.get(&amd64).answer().await;
+    assert!(answer.is(&second.images[0].manifest.bytes));
+    assert_eq!(upstream.count(&On::get(&amd64)), 1, "asked once: {}", upstream.story());
+    assert_eq!(upstream.count(&On::get(&child("team/other", &second, 1))), 0, "nobody's machine");
+    assert_eq!(upstream.count(&On::get("/blobs/")), 0, "a look at a manifest pulls no layer");
+}
+
+#[tokio::test]
+async fn where_it_is_switched_off_nothing_of_an_index_comes_unasked() {
+    let upstream = Upstream::start().await;
+    let (first, second) = two_indexes(&upstream).await;
+    let mirror = before(&upstream).with("prefetch: false").start().await;
+    mirror.get("/v2/team/app/manifests/v1").answer().await;
+    let child = format!("/v2/team/app/manifests/{}", first.images[0].manifest.digest);
+    mirror.get(&child).answer().await;
+    assert!(mirror.get("/v2/team/other/manifests/v1").answer().await.is(&second.manifest.bytes));
+    let other = On::get("/v2/team/other/manifests/sha256");
+    assert_eq!(upstream.count(&other), 0, "{}", upstream.story());
+}
