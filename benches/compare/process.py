@@ -39,7 +39,7 @@ class Process:
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
-    def wait_for(self, port, seconds=15):
+    def wait_for(self, port, seconds):
         """Until it listens; what it said, where it does not."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.handle.poll() is None:
@@ -50,12 +50,12 @@ class Process:
         said = self.log.read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{self.command[0]} does not listen on port {port}. It said:\n{said}")
 
-    def stop(self):
+    def stop(self, seconds):
         if not self.handle or self.handle.poll() is not None:
             return
         self.handle.send_signal(signal.SIGTERM)
         try:
-            self.handle.wait(5)
+            self.handle.wait(seconds)
         except subprocess.TimeoutExpired:
             for pid in self.pids():
                 os.kill(pid, signal.SIGKILL)

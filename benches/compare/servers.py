@@ -88,6 +88,7 @@ class Server:
     port = tls_port = 0
     process = None
     keeps_after = 0.0  # seconds from the end of an answer until it is held
+    starts_within, stops_within = 15, 5  # seconds
 
     def __init__(self, folder, upstream=None, tls=None):
         self.folder = Path(folder)
@@ -106,7 +107,7 @@ class Server:
         self.process = Process(self.command(), self.folder / "output.log")
         self.process.start()
         try:
-            self.process.wait_for(self.port)
+            self.process.wait_for(self.port, self.starts_within)
         except RuntimeError:
             self.stop()
             raise
@@ -114,7 +115,7 @@ class Server:
 
     def stop(self):
         if self.process:
-            self.process.stop()
+            self.process.stop(self.stops_within)
 
     def empty_logs(self):
         """They are opened for appending, so they may be cut while the server runs."""
@@ -280,3 +281,4 @@ class Direct:
 
 
 MIRRORS = {kind.name: kind for kind in (Pierhead, NginxCache, Distribution)}
+CONTENDERS = (Pierhead, NginxFile, NginxCache, Distribution, Direct)
