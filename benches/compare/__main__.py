@@ -31,10 +31,10 @@ from process import missing
 from report import summarize, table
 from pushing import PUSHING
 from rows import ROWS as READING
-from servers import Direct, Distribution, NginxCache, NginxFile, Pierhead
+from servers import CONTENDERS, Pierhead
 
 ROWS = [*READING, *PUSHING]
-TITLES = {kind.name: kind.title for kind in (Pierhead, NginxFile, NginxCache, Distribution, Direct)}
+TITLES = {kind.name: kind.title for kind in CONTENDERS}
 PACKAGES = {"nginx": "nginx", "wrk": "wrk", "docker-registry": "docker-registry", "openssl": "openssl"}
 
 

@@ -1,66 +1,124 @@
-"""The figures as a bar chart for the README: plain SVG that reads well on white and on black."""
+"""The figures as a bar chart for the README: plain SVG that reads well on white and on black.
 
+A bar says how many times as good as nginx's proxy_cache a server did in a row, so that longer is better whether the row
+is about a rate, a time or memory; in a row without it, the server to beat is distribution. All bars have one scale.
+"""
+
+import statistics
 from html import escape
 
-from report import number
+from report import OWN, number
 
+BASES = ("nginx-cache", "distribution")
 COLOURS = {
     "pierhead": "#2f81f7",
-    "nginx-file": "#8b949e",
     "nginx-cache": "#57ab5a",
+    "nginx-file": "#8b949e",
     "distribution": "#d29922",
-    "direct": "#8b949e",
+    "direct": "#a371f7",
 }
 STYLE = """
-  text { font: 12px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #1f2328; }
-  .title { font-weight: 600; font-size: 13px; }
+  text { font: 11px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #1f2328; }
+  .title { font-weight: 600; }
   .faint { fill: #59636e; }
-  @media (prefers-color-scheme: dark) { text { fill: #e6edf3; } .faint { fill: #9198a1; } }
+  .mark { stroke: #59636e; stroke-dasharray: 2 2; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3; } .faint { fill: #9198a1; } .mark { stroke: #9198a1; }
+  }
 """
-LEFT, BAR, STEP, GAP, WIDTH, FULL = 132, 13, 17, 34, 760, 470
+# Pixels: two columns of groups; a bar of FULL is MOST times as good, and a longer one is cut and marked.
+WIDTH, COLUMN, FULL, BAR, STEP, TITLE, GAP = 860, 440, 210, 9, 13, 18, 12
+MOST = 3.0
 
 
 def chart(results, titles):
-    """One group of bars per row. Units differ from row to row, so each row's longest bar is its own."""
-    about = results["about"]
-    machine = f"{about['cpus']} cores ({about['cpu']}), the load generator beside the servers"
-    captions = [
-        f"{machine}. {about['date']}, medians of {about['rounds']} rounds.",
-        "“×” is beside nginx's proxy_cache, and in cold pulls beside no mirror.",
-    ]
-    parts = [f'<text class="faint" x="0" y="{14 + 16 * n}">{escape(text)}</text>' for n, text in enumerate(captions)]
-    y = 46
-    for row in results["rows"]:
-        if row["results"]:
-            group, y = group_of(row, titles, y)
+    """The whole picture; rows without Pierhead or without anybody to compare it with are left out."""
+    rows = [row for row in results["rows"] if OWN in row["results"] and base_of(row)]
+    scale = FULL / min(MOST, max((times for row in rows for times in ratios(row).values()), default=1.0))
+    captions, top = heading(results["about"], rows, titles)
+    parts, bottom = [], top
+    halves = columns(rows)
+    for number_of, half in enumerate(halves):
+        y = top
+        for row in half:
+            group, y = group_of(row, number_of * COLUMN, y, scale)
             parts += group
-    size = f'viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}"'
+        bottom = max(bottom, y)
+    size = f'viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" height="{bottom}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
     title = "<title>Pierhead beside nginx and distribution</title>"
-    return "\n".join([head, title, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
+    return "\n".join([head, title, f"<style>{STYLE}</style>", *captions, *parts, "</svg>\n"])
 
 
-def group_of(row, titles, y):
-    wish = "more is better" if row["more_is_better"] else "less is better"
-    title = f'<tspan class="title">{escape(row["title"])}</tspan>'
-    parts = [f'<text x="0" y="{y + 12}">{title} <tspan class="faint">· {escape(row["unit"])}, {wish}</tspan></text>']
-    y += 22
-    longest = max(result["median"]["value"] for result in row["results"].values())
+def base_of(row):
+    """Whom a row's servers are compared with."""
+    return next((name for name in BASES if name in row["results"]), None)
+
+
+def ratios(row):
+    """By server, how many times as good as the base it was: the median of the rounds' own ratios."""
+    base = row["results"][base_of(row)]["rounds"]
+    found = {}
     for name, result in row["results"].items():
-        value = result["median"]["value"]
-        width = max(1.0, FULL * value / longest)
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 11}" text-anchor="end">{escape(titles[name])}</text>')
-        parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2" fill="{COLOURS[name]}"/>')
-        parts.append(f'<text x="{LEFT + width + 6:.1f}" y="{y + 11}">{number(value)}{compared(row, result)}</text>')
-        y += STEP
-    return parts, y + GAP - STEP
+        pairs = [(own["value"], other["value"]) for own, other in zip(result["rounds"], base)]
+        if not row["more_is_better"]:
+            pairs = [(other, own) for own, other in pairs]
+        shares = [a / b for a, b in pairs if b > 0]
+        if shares:
+            found[name] = statistics.median(shares)
+    return found
 
 
-def compared(row, result):
-    """How it compares with no mirror, else with nginx's."""
-    for whom in ("direct", "nginx-cache"):
-        found = result["against"].get(whom)
-        if found is not None:
-            text = f"{found:+.1f}" if row["is_difference"] else f"{found:.2f} ×"
-            return f' <tspan class="faint">{text}</tspan>'
-    return ""
+def heading(about, rows, titles):
+    """What is shown, of when, on what; and which colour is whose. Also: where the groups begin."""
+    machine = f"{about['cpus']} cores ({about['cpu']}), kernel {about['kernel']}"
+    lines = [
+        "How many times as good as nginx’s proxy_cache (dashed line); without it, as distribution. Longer is better.",
+        f"{about['date']}, {machine}, the load generator beside the servers; medians of {about['rounds']} rounds.",
+    ]
+    parts = [f'<text class="faint" x="0" y="{12 + 16 * n}">{escape(line)}</text>' for n, line in enumerate(lines)]
+    x = 0
+    for name in COLOURS:
+        if any(name in row["results"] for row in rows):
+            parts.append(f'<rect x="{x}" y="41" width="11" height="11" rx="2" fill="{COLOURS[name]}"/>')
+            parts.append(f'<text x="{x + 16}" y="51">{escape(titles[name])}</text>')
+            x += 34 + 7 * len(titles[name])
+    return parts, 66
+
+
+def columns(rows):
+    """The rows in their order, in two columns that are about equally high."""
+    heights = [height(row) for row in rows]
+    for count in range(len(rows) + 1):
+        if sum(heights[:count]) >= sum(heights) / 2:
+            return rows[:count], rows[count:]
+    return rows, []
+
+
+def height(row):
+    return TITLE + STEP * len(row["results"]) + GAP
+
+
+def group_of(row, x, y, scale):
+    """A row's title and bars, and where the next one begins."""
+    parts = [f'<text class="title" x="{x}" y="{y + 11}">{escape(row["title"])}</text>']
+    top = y + TITLE
+    found = ratios(row)
+    order = [name for name in COLOURS if name in found]
+    for place, name in enumerate(order):
+        parts += bar(row, name, found[name], x, top + place * STEP, scale)
+    at = x + scale
+    parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 2}" y2="{top + STEP * len(order) - 2}"/>')
+    return parts, y + height(row)
+
+
+def bar(row, name, times, x, y, scale):
+    width = max(1.0, min(times * scale, FULL))
+    beside = max(width, scale) + 5  # never across the dashed line
+    value = f"{number(row['results'][name]['median']['value'])} {row['unit']}"
+    cut = "» " if times * scale > FULL + 0.5 else ""
+    return [
+        f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{BAR}" rx="1.5" fill="{COLOURS[name]}"/>',
+        f'<text x="{x + beside:.1f}" y="{y + 9}">{cut}{times:.2f} × '
+        f'<tspan class="faint">{escape(value)}</tspan></text>',
+    ]
