@@ -1,8 +1,8 @@
 """Pierhead beside nginx and docker-registry, on this machine, in one interleaved run.
 
-    apt-get install nginx wrk docker-registry openssl
+    apt-get install nginx wrk nghttp2-client docker-registry openssl
     cargo build --release
-    python3 benches/compare                      # about 20 minutes; let the machine do nothing else
+    python3 benches/compare                      # about 40 minutes; let the machine do nothing else
     python3 benches/compare --quick              # every row once and shortly: shows that it works, measures nothing
     python3 benches/compare --rows manifest,blob-1 --rounds 9 --json result.json --svg chart.svg
 
@@ -35,7 +35,7 @@ from servers import CONTENDERS, Pierhead
 
 ROWS = [*READING, *PUSHING]
 TITLES = {kind.name: kind.title for kind in CONTENDERS}
-PACKAGES = {"nginx": "nginx", "wrk": "wrk", "docker-registry": "docker-registry", "openssl": "openssl"}
+PACKAGES = {"nginx": "nginx", "wrk": "wrk", "h2load": "nghttp2-client", "docker-registry": "docker-registry", "openssl": "openssl"}
 
 
 def arguments():
@@ -124,7 +124,7 @@ def complain_of_missing():
 def measure(bench, row, names, rounds):
     """One row, in rounds: each server in turn, then each again."""
     figures, skipped = {name: [] for name in names}, {}
-    for _ in range(rounds):
+    for _ in range(min(rounds, row.rounds_max)):
         for name in names:
             if name in skipped:
                 continue
@@ -151,6 +151,7 @@ def about(options):
         "nginx": said("nginx", "-v"),
         "distribution": said("docker-registry", "--version"),
         "wrk": said("wrk", "-v"),
+        "h2load": said("h2load", "--version"),
     }
 
 

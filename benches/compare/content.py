@@ -51,9 +51,10 @@ class Sizes:
     fresh: int = 2 * MIB
     fresh_count: int = 10
     day: int = 200
+    crowd: int = 1000
 
 
-QUICK = Sizes(large=32 * MIB, huge=64 * MIB, layer=2_000_000, layers=4, fresh=MIB // 4, fresh_count=2, day=40)
+QUICK = Sizes(large=32 * MIB, huge=64 * MIB, layer=2_000_000, layers=4, fresh=MIB // 4, fresh_count=2, day=40, crowd=50)
 
 
 class Content:
@@ -61,6 +62,7 @@ class Content:
 
     def __init__(self, root, sizes):
         self.root = Path(root)
+        self.crowd = sizes.crowd
         self.random = random.Random(6)
         self.pattern = self.random.randbytes(MIB)
         self.serial = 0

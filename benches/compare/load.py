@@ -1,10 +1,11 @@
-"""The client's side: wrk for load, a puller that checks digests, connections that idle."""
+"""The client's side: wrk and h2load for load, a puller that checks digests, connections that idle."""
 
 import hashlib
 import http.client
 import json
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +34,31 @@ def wrk(url, connections, seconds, paths=None):
 def drain(port, path, connections, seconds):
     """One run of drain.py."""
     return figures_of([sys.executable, str(HERE / "drain.py"), *map(str, (port, connections, seconds, path))])
+
+
+def h2load(url, connections, streams, seconds, folder):
+    """One run of h2load over TLS. It prints no percentiles, so they come from its log of requests."""
+    log = Path(folder) / "h2load.log"
+    log.unlink(missing_ok=True)  # it appends
+    command = ["h2load", "-t2", f"-c{connections}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}"]
+    run = subprocess.run([*command, "-H", f"Accept: {MANIFEST_TYPE}", url], capture_output=True, text=True)
+    protocol = re.search(r"Application protocol: (\S+)", run.stdout)
+    requests = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", run.stdout)
+    # The last figure of the line about traffic: bodies without heads and frames.
+    body = re.search(r"^traffic: .*\((\d+)\) data$", run.stdout, re.MULTILINE)
+    if not protocol or protocol[1] != "h2" or not requests or not body:
+        raise RuntimeError(f"{' '.join(command)} failed: {run.stdout[-500:]}{run.stderr[-500:]}")
+    succeeded, *wrong = map(int, requests.groups())
+    took = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
+    if any(wrong) or not succeeded or not took:
+        raise RuntimeError(f"{' '.join(command)}: {succeeded} requests succeeded, {sum(wrong)} did not")
+    p50, p99 = (took[int((len(took) - 1) * share)] for share in (0.5, 0.99))
+    return {"requests": succeeded, "bytes": int(body[1]), "seconds": seconds, "p50_us": p50, "p99_us": p99}
+
+
+def crowd(port, thing, clients):
+    """One run of crowd.py."""
+    return figures_of([sys.executable, str(HERE / "crowd.py"), *map(str, (port, clients, thing.path, thing.size))])
 
 
 def figures_of(command, environment=None):

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from bench import Skip
 from content import MIB
-from load import Idle, drain, pull, take_all, wrk, Puller
+from load import Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
 
 GIB = 1 << 30
 PEERS = ("nginx-file", "nginx-cache", "distribution")
 TLS_PEERS = ("nginx-file", "nginx-cache")
 MIRRORS = ("pierhead", "nginx-cache", "distribution")
+SECURED = ("TLS 1.3", "HTTP/2")
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Row:
     against: tuple = ("peer", "nginx-cache")
     more_is_better: bool = True
     is_difference: bool = False  # compared by subtraction, not by division
+    rounds_max: int = 1000  # for rows that take minutes
 
     def measure(self, bench, name):
         raise NotImplementedError
@@ -41,6 +43,7 @@ class Warm(Row):
     connections: int = 32
     paths: callable = None
     tls: bool = False
+    streams: int = 0  # of HTTP/2 on each connection, over TLS; 0: HTTP/1.1
     idle: int = 0
 
     def measure(self, bench, name):
@@ -72,6 +75,10 @@ class Warm(Row):
         return found
 
     def run(self, bench, server, things):
+        if self.streams:
+            return h2load(
+                server.url(tls=True) + things[0].path, self.connections, self.streams, bench.seconds, bench.folder
+            )
         if bench.client == "drain" and self.unit == "GiB/s" and not self.tls and not self.paths:
             return drain(server.port, things[0].path, self.connections, bench.seconds)
         file = None
@@ -164,9 +171,40 @@ class Crowd(Row):
             bench.end(server)
 
 
+@dataclass
+class Storm(Row):
+    """A thousand clients at once on one large blob that nobody holds. All of them count, one of them hashes."""
+
+    def measure(self, bench, name):
+        server, thing = bench.cold(name, "nginx"), bench.content.large
+        upstream = bench.upstream("nginx")
+        try:
+            upstream.empty_logs()
+            figures = crowd(server.port, thing, bench.content.crowd)
+            if figures["digest"] != thing.digest:
+                raise RuntimeError(f"{server.title} sent wrong bytes: {figures['digest']}")
+            log = (upstream.folder / "access.log").read_text()
+            return {
+                "value": figures["seconds"],
+                "cpu_s_per_gib": server.process.cpu() / (thing.size * bench.content.crowd / GIB),
+                "p50_ms": figures["p50_us"] / 1e3,
+                "p99_ms": figures["p99_us"] / 1e3,
+                "peak_mb": server.process.memory("VmHWM") / 1e6,
+                "asked_upstream": log.count(f"GET {thing.path} "),
+            }
+        finally:
+            bench.end(server)
+
+
 def blob(name, size, connections, pick, **more):
+    contenders = ("pierhead", *PEERS)
     title = f"blob {size}, {connections} connections"
-    return Warm(name, title, "GiB/s", ("pierhead", *PEERS), things=pick, connections=connections, **more)
+    if more.get("tls"):
+        contenders = ("pierhead", *TLS_PEERS)
+        title = f"{SECURED[bool(more.get('streams'))]}: {title}"
+    if more.get("streams"):
+        title += f" × {more['streams']} streams"
+    return Warm(name, title, "GiB/s", contenders, things=pick, connections=connections, **more)
 
 
 def manifest(name, title, **more):
@@ -195,15 +233,20 @@ ROWS = [
     ),
     manifest("idle", "manifest, 32 connections beside 1,000 idle", idle=1000),
     manifest("tls-manifest", "TLS 1.3: manifest, 32 connections", tls=True, contenders=("pierhead", *TLS_PEERS)),
-    Warm(
-        "tls-blob-16",
-        "TLS 1.3: blob 16 MiB, 8 connections",
-        "GiB/s",
-        ("pierhead", *TLS_PEERS),
-        things=lambda c: [c.middle],
-        connections=8,
+    blob("tls-blob-1", "1 MiB", 16, lambda c: [c.small], tls=True),
+    blob("tls-blob-16", "16 MiB", 8, lambda c: [c.middle], tls=True),
+    blob("tls-blob-256", "256 MiB", 4, lambda c: [c.large], tls=True),
+    blob("tls-ranges", "1 GiB in ranges of 1 MiB", 16, lambda c: [c.huge], tls=True, paths=ranges),
+    manifest(
+        "h2-manifest",
+        "HTTP/2: manifest, 4 connections × 8 streams",
         tls=True,
+        streams=8,
+        connections=4,
+        contenders=("pierhead", *TLS_PEERS),
     ),
+    blob("h2-blob-1", "1 MiB", 4, lambda c: [c.small], tls=True, streams=4),
+    blob("h2-blob-16", "16 MiB", 4, lambda c: [c.middle], tls=True, streams=2),
     cold("cold-far", "cold pull, upstream with 50 ms and 20 MB/s a connection", "far"),
     cold("cold-nginx", "cold pull on bare loopback, upstream nginx", "nginx"),
     cold("cold-registry", "cold pull on bare loopback, upstream distribution", "registry"),
@@ -217,9 +260,18 @@ ROWS = [
         is_difference=True,
     ),
     Crowd("crowd", "50 clients on one cold blob of 16 MiB", "s", MIRRORS, ("nginx-cache",), more_is_better=False),
+    Storm(
+        "storm",
+        "1,000 clients on one cold blob of 256 MiB",
+        "s",
+        MIRRORS,
+        ("nginx-cache",),
+        more_is_better=False,
+        rounds_max=1,
+    ),
     Memory(
         "memory",
-        "memory of an idle connection",
+        "memory of each of 10,000 idle connections",
         "KiB",
         MIRRORS,
         ("nginx-cache",),

@@ -28,6 +28,7 @@ http {{
     tcp_nopush on;
     access_log {folder}/access.log;
     keepalive_timeout 300;
+    keepalive_requests 1000000000; # h2load does not come back when a connection is ended
     types {{ }}
     default_type application/octet-stream;
     client_body_temp_path {folder}/body;
@@ -44,7 +45,7 @@ http {{
 }}
 """
 NGINX_TLS = """
-        listen 127.0.0.1:{port} ssl;
+        listen 127.0.0.1:{port} ssl http2;
         ssl_certificate {cert};
         ssl_certificate_key {key};
         ssl_protocols TLSv1.3;
