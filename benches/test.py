@@ -29,8 +29,8 @@ def row(name, figures, more_is_better=True, unit="requests/s"):
     return {"name": name, "title": name, "unit": unit, "more_is_better": more_is_better, "results": results}
 
 
-def drawn(*rows):
-    about = {"date": "2026-11-21 06:00", "cpus": 2, "cpu": "A <fast> & small one", "kernel": "6.1", "rounds": 3}
+def drawn(*rows, **more):
+    about = {"date": "2026-11-21 06:00", "cpus": 2, "cpu": "A <fast> & small one", "kernel": "6.1", "rounds": 3, **more}
     text = chart.chart({"about": about, "rows": list(rows)}, TITLES)
     return ElementTree.fromstring(text)
 
@@ -68,6 +68,11 @@ class Chart(unittest.TestCase):
     def test_date_and_machine_are_told(self):
         said = " ".join(texts(drawn(row("x", {"pierhead": [1], "nginx-cache": [1]}))))
         self.assertIn("2026-11-21 06:00, 2 cores (A <fast> & small one)", said)
+
+    def test_a_trial_is_not_taken_for_a_measurement(self):
+        one = row("x", {"pierhead": [1], "nginx-cache": [1]})
+        self.assertIn("measures nothing", texts(drawn(one, quick=True))[0])
+        self.assertNotIn("measures nothing", texts(drawn(one, quick=False))[0])
 
     def test_a_bar_too_long_for_the_picture_is_cut_and_says_so(self):
         picture = drawn(row("x", {"pierhead": [500], "nginx-cache": [1]}))

@@ -141,6 +141,7 @@ def about(options):
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "command": "benches/compare " + " ".join(sys.argv[1:]),
+        "quick": options.quick,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "cpus": os.cpu_count(),

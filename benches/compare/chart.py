@@ -74,8 +74,10 @@ def heading(about, rows, titles):
     machine = f"{about['cpus']} cores ({about['cpu']}), kernel {about['kernel']}"
     lines = [
         "How many times as good as nginx’s proxy_cache (dashed line); without it, as distribution. Longer is better.",
-        f"{about['date']}, {machine}, the load generator beside the servers; medians of {about['rounds']} rounds.",
+        f"{about['date']}, {machine}, the load generator beside the servers; medians of up to {about['rounds']} rounds.",
     ]
+    if about.get("quick"):
+        lines[0] = "A trial over less content, which measures nothing (--quick)."
     parts = [f'<text class="faint" x="0" y="{12 + 16 * n}">{escape(line)}</text>' for n, line in enumerate(lines)]
     x = 0
     for name in COLOURS:
