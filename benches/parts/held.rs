@@ -6,14 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt as _;
-use pierhead::config::Cache;
+use pierhead::config::units::Free;
 use pierhead::digest::{Algorithm, Digest};
 use pierhead::disk::Disk;
 use pierhead::index::Index;
+use pierhead::keeper::Bounds;
 use pierhead::limits::SMALL_BYTES_MAX;
 use pierhead::metrics::Metrics;
 use pierhead::name::Repository;
-use pierhead::server::bounds;
 use pierhead::store::{Link, Place, Store};
 use tokio::runtime::Runtime;
 
@@ -43,7 +43,8 @@ pub(crate) fn index(c: &mut Criterion) {
 
 /// A store over a folder of its own, with nothing in it.
 pub(crate) fn empty(folder: &tempfile::TempDir, metrics: &Arc<Metrics>) -> Arc<Store> {
-    let bounds = bounds(&Cache::default());
+    // However full the disk of this machine may be.
+    let bounds = Bounds { max_size: 1 << 30, min_free: Free::percent(0), max_age: None };
     let disk = Disk::open(folder.path()).unwrap();
     let store = Arc::new(Store::new(disk, 64 << 20, bounds, Arc::clone(metrics)));
     store.keeper().scan();
