@@ -262,7 +262,7 @@ where
             ListenerConfig::tcp(&address)
                 // Heads are read into a buffer of the session's own, and small answers are sent by
                 // one call of ours: what Pingora would hold for each idle connection is saved.
-                .l4_buffer(L4BufferSettings::new(0, 2 * 1024))
+                .l4_buffer(L4BufferSettings::new(0, 1024))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

@@ -22,11 +22,14 @@ const WANTED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Children of one index that are fetched ahead; a site has machines of one kind or two.
 const AHEAD_MAX: usize = 4;
 
+/// Manifests and for which machine each is.
+type Children = Arc<[(Digest, Platform)]>;
+
 /// For which machines clients pull.
 #[derive(Debug)]
 pub(super) struct Platforms {
     /// The children of each index that has come lately.
-    indexes: Moka<(Place, Digest), Arc<[(Digest, Platform)]>>,
+    indexes: Moka<(Place, Digest), Children>,
     /// For which machine each of them is.
     children: Moka<(Place, Digest), Platform>,
     /// By upstream, what clients came for.
@@ -45,7 +48,7 @@ impl Platforms {
     /// Notes what an index that has just come from upstream is made of.
     pub(super) fn note(&self, place: &Place, index: Digest, manifest: &Manifest) {
         let of = |child: &Descriptor| Some((child.digest, child.platform.clone()?));
-        let children: Arc<[_]> = manifest.manifests.iter().filter_map(of).collect();
+        let children: Children = manifest.manifests.iter().filter_map(of).collect();
         for (child, platform) in children.iter() {
             self.children.insert((place.clone(), *child), platform.clone());
         }

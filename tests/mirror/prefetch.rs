@@ -54,7 +54,7 @@ async fn a_layer_shared_with_another_public_image_is_served_when_the_upstream_is
 }
 
 /// Two indexes; a client that has taken one's image for amd64 will take the other's next.
-async fn two_indexes(upstream: &Upstream) -> (image::Index, image::Index) {
+fn two_indexes(upstream: &Upstream) -> (image::Index, image::Index) {
     let (first, second) = (image::oci(1).index(), image::oci(2).index());
     upstream.push_index("team/app", "v1", &first);
     upstream.push_index("team/other", "v1", &second);
@@ -64,7 +64,7 @@ async fn two_indexes(upstream: &Upstream) -> (image::Index, image::Index) {
 #[tokio::test]
 async fn of_an_index_the_manifest_comes_that_clients_took_of_the_one_before() {
     let upstream = Upstream::start().await;
-    let (first, second) = two_indexes(&upstream).await;
+    let (first, second) = two_indexes(&upstream);
     let mirror = before(&upstream).start().await;
     let child = |repository: &str, index: &image::Index, n: usize| {
         format!("/v2/{repository}/manifests/{}", index.images[n].manifest.digest)
@@ -86,7 +86,7 @@ async fn of_an_index_the_manifest_comes_that_clients_took_of_the_one_before() {
 #[tokio::test]
 async fn where_it_is_switched_off_nothing_of_an_index_comes_unasked() {
     let upstream = Upstream::start().await;
-    let (first, second) = two_indexes(&upstream).await;
+    let (first, second) = two_indexes(&upstream);
     let mirror = before(&upstream).with("prefetch: false").start().await;
     mirror.get("/v2/team/app/manifests/v1").answer().await;
     let child = format!("/v2/team/app/manifests/{}", first.images[0].manifest.digest);
