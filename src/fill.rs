@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::flight::Who;
 use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
-use crate::relay::Relay;
+use crate::relay::shared::Relays;
+use crate::relay::{Passing, Source};
 use crate::store::{Place, Store};
 use crate::upstream::Upstream;
 
@@ -55,6 +56,8 @@ pub struct Fill {
     /// Set once it is kept: a follower that reads on keeps it from being evicted.
     pub(crate) kept: OnceLock<Arc<Large>>,
     pub(crate) progress: watch::Sender<Progress>,
+    /// What its followers share where it cannot go on.
+    relays: Arc<Relays>,
 }
 
 impl Fill {
@@ -131,14 +134,13 @@ impl Follower {
     ///
     /// # Errors
     /// The upstream's.
-    pub async fn relay(&self, position: u64) -> Result<Relay> {
-        let Fill { upstream, place, digest, .. } = &*self.fill;
-        match self.fill.file.get() {
-            Some(file) if position > 0 => {
-                Relay::resume(upstream, place, *digest, Arc::clone(file), position).await
-            }
-            _ => Relay::start(upstream, place, *digest).await,
-        }
+    pub async fn relay(&self, position: u64) -> Result<Passing> {
+        let Fill { upstream, place, digest, file, relays, .. } = &*self.fill;
+        let (upstream, place) = (Arc::clone(upstream), place.clone());
+        let is_provable = position <= self.progress.borrow().written;
+        let from = (position, file.get().cloned());
+        Passing::begin(relays, &Source { upstream, place, digest: *digest }, from, is_provable)
+            .await
     }
 
     async fn wait(&mut self, enough: impl Fn(&Progress) -> bool) -> Result<Progress> {
@@ -169,6 +171,7 @@ pub struct Fills {
     /// For batches on their way to the disk.
     pub(crate) writers: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
+    relays: Arc<Relays>,
 }
 
 impl Fills {
@@ -181,6 +184,7 @@ impl Fills {
             helpers: Semaphore::new(FILL_HELPERS_MAX),
             writers: Semaphore::new(FILLS_WRITING_MAX),
             metrics,
+            relays: Arc::default(),
         }
     }
 
@@ -235,6 +239,7 @@ impl Fills {
             path: OnceLock::new(),
             kept: OnceLock::new(),
             progress: watch::Sender::default(),
+            relays: Arc::clone(&self.relays),
         });
         under_way.insert(digest, Arc::clone(&fill));
         drop(under_way);

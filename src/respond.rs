@@ -20,7 +20,7 @@ use crate::error::{Error, Kind};
 use crate::fill::Follower;
 use crate::limits::COPY_BYTES;
 use crate::range::Span;
-use crate::relay::Relay;
+use crate::relay::Passing;
 use crate::sendfile::{self, Socket};
 
 /// An answer, ready to be sent.
@@ -59,7 +59,7 @@ pub enum Content {
     /// A file that is still being filled.
     Fill(Box<Follower>),
     /// Bytes passed on without being kept.
-    Relay(Box<Relay>),
+    Relay(Box<Passing>),
 }
 
 /// A part of content, with what stands before it in a multipart body.

@@ -67,6 +67,68 @@ async fn each_waiting_client_goes_on_from_its_own_place() {
     assert!(part == blob.bytes[3_000_000..]);
 }
 
+/// Larger than the cache: nothing of it is kept, and the upstream sends it once all the same, beside
+/// what it sends until that is known.
+#[tokio::test]
+async fn who_comes_at_the_same_moment_shares_what_cannot_be_kept() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 6_000_000);
+    let gate = Gate::closed();
+    upstream.always(On::get("/blobs/"), Fault::HoldAfter(1_000_000, gate.clone()));
+    let mirror = before(&upstream).cache("max_size: 2MB").start().await;
+    let mut readings = Vec::new();
+    for _ in 0..16 {
+        let mut reading = mirror.get(&path(&blob)).open().await;
+        let first = reading.at_least(1).await;
+        readings.push((first, reading));
+    }
+    gate.open();
+    for (first, reading) in readings {
+        let rest = reading.rest().await;
+        assert!(rest.whole && [first, rest.body].concat() == blob.bytes);
+    }
+    // Each new client tries to keep it first, and is answered by what is under way.
+    let sent =
+        upstream.asked(&On::get("/blobs/")).iter().filter(|one| one.sent > 4_000_000).count();
+    assert_eq!(sent, 1, "{}", upstream.story());
+}
+
+/// A client that reads nothing holds nobody up, and has the rest for himself when he does.
+#[tokio::test]
+async fn a_client_that_stands_still_holds_nobody_up_where_nothing_is_kept() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 24_000_000);
+    let gate = Gate::closed();
+    upstream.always(On::get("/blobs/"), Fault::HoldAfter(1_000_000, gate.clone()));
+    let mirror = before(&upstream).cache("max_size: 2MB").start().await;
+    let mut still = mirror.get(&path(&blob)).open().await;
+    let first = still.at_least(1).await;
+    let mut swift = mirror.get(&path(&blob)).open().await;
+    let begun = swift.at_least(1).await;
+    gate.open();
+    let rest = swift.rest().await;
+    assert!(rest.whole && [begun, rest.body].concat() == blob.bytes);
+    let rest = still.rest().await;
+    assert!(rest.whole && [first, rest.body].concat() == blob.bytes);
+}
+
+/// One that all have joined and that breaks is gone on with for all of them.
+#[tokio::test]
+async fn what_is_shared_and_breaks_goes_on_and_wrong_bytes_are_whole_for_nobody() {
+    for (fault, whole) in [(Fault::CutAfter(3_000_000), true), (Fault::CorruptAt(5_000_000), false)]
+    {
+        let upstream = Upstream::start().await;
+        let blob = upstream.blob("team/app", 1, 6_000_000);
+        upstream.always(On::get("/blobs/"), fault);
+        let mirror = before(&upstream).cache("max_size: 2MB").start().await;
+        let ask = || async { mirror.get(&path(&blob)).open().await.rest().await };
+        let (one, two, three) = tokio::join!(ask(), ask(), ask());
+        for read in [one, two, three] {
+            assert_eq!(read.whole && read.body == blob.bytes, whole, "{}", upstream.story());
+        }
+    }
+}
+
 #[tokio::test]
 async fn it_keeps_again_when_there_is_room_again() {
     let upstream = Upstream::start().await;
