@@ -7,7 +7,7 @@ use http::Method;
 use crate::begun::Begin;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::fill::{Fill, Fills, Follower};
+use crate::fill::{Fill, Fills, Follower, Why};
 use crate::filling;
 use crate::flight::{Flights, Who};
 use crate::store::{Content, Link, Place, Store};
@@ -106,7 +106,8 @@ impl Blobs {
             return Ok(self.follow(fill));
         }
         let begun = begin()?;
-        let (follower, joined) = filling::join_or_start(&self.fills, upstream, place, digest);
+        let (follower, joined) =
+            filling::join_or_start(&self.fills, upstream, place, digest, Why::Client);
         if let Some(fill) = self.fills.find(&digest).filter(|_| !joined) {
             let mut progress = fill.progress.subscribe();
             tokio::spawn(async move {

@@ -7,9 +7,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 use crate::blocks::Large;
@@ -21,8 +24,10 @@ use crate::store::{Place, Store};
 use crate::upstream::Upstream;
 
 mod follower;
+mod seen;
 
 pub use self::follower::Follower;
+pub use self::seen::{Seen, Stage};
 
 /// How far a fill has come.
 #[derive(Clone, Debug, Default)]
@@ -35,10 +40,22 @@ pub struct Progress {
     pub ready: u64,
     /// Bytes in the file without a gap.
     pub written: u64,
+    /// Bytes in the file beyond that, of parts that were fetched ahead.
+    pub ahead: u64,
     /// Whether the digest has been found right; `size` is known then.
     pub verified: bool,
     /// How it ended; `Ok` once it is kept.
     pub end: Option<Result<()>>,
+}
+
+/// Why a fill was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// A client asked for it.
+    Client,
+    /// A client asked for another layer of the same image.
+    Prefetch,
 }
 
 /// A fill under way, or just ended.
@@ -50,6 +67,16 @@ pub struct Fill {
     pub place: Place,
     /// Who is asked.
     pub upstream: Arc<Upstream>,
+    /// Why it was begun.
+    pub why: Why,
+    /// When it was begun.
+    pub begun: Instant,
+    /// Whether it has had its turn among the fills of its upstream.
+    pub(crate) has_turn: AtomicBool,
+    /// Transfers under way.
+    pub(crate) transfers: AtomicUsize,
+    /// Requests that follow it.
+    waiters: AtomicUsize,
     /// Set before the first byte is ready.
     pub(crate) file: OnceLock<Arc<File>>,
     /// Where that lies; set with it.
@@ -107,6 +134,16 @@ impl Fills {
         self.under_way.lock().get(digest).cloned()
     }
 
+    /// Those under way as they are at this moment, the oldest first, at most `n` of them, and how
+    /// many there are in all. No fill waits for this: each is looked at for some copies.
+    pub fn seen(&self, n: usize) -> (Vec<Seen>, usize) {
+        let mut fills: Vec<_> = self.under_way.lock().values().cloned().collect();
+        let all = fills.len();
+        fills.sort_by_key(|fill| fill.begun);
+        fills.truncate(n);
+        (fills.iter().map(|fill| fill.seen()).collect(), all)
+    }
+
     /// How many are under way.
     pub fn count(&self) -> usize {
         self.under_way.lock().len()
@@ -132,6 +169,7 @@ impl Fills {
         upstream: &Arc<Upstream>,
         place: &Place,
         digest: Digest,
+        why: Why,
         start: impl FnOnce(Arc<Fill>),
     ) -> (Follower, bool) {
         let mut under_way = self.under_way.lock();
@@ -142,6 +180,11 @@ impl Fills {
             digest,
             place: place.clone(),
             upstream: Arc::clone(upstream),
+            why,
+            begun: Instant::now(),
+            has_turn: AtomicBool::new(false),
+            transfers: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
             file: OnceLock::new(),
             path: OnceLock::new(),
             kept: OnceLock::new(),

@@ -2,13 +2,14 @@
 //! fetched in parallel parts (`shares`) where that is faster.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::blocks::{Large, Summing};
 use crate::digest::Digest;
 use crate::disk::Filling;
 use crate::error::{Error, Kind, Result};
-use crate::fill::{Fill, Fills, Follower};
+use crate::fill::{Fill, Fills, Follower, Why};
 use crate::keeper::Lease;
 use crate::limits::{ANSWER_WITHIN, SMALL_BYTES_MAX};
 use crate::store::Place;
@@ -27,8 +28,9 @@ pub fn join_or_start(
     upstream: &Arc<Upstream>,
     place: &Place,
     digest: Digest,
+    why: Why,
 ) -> (Follower, bool) {
-    fills.join_or(upstream, place, digest, |fill| {
+    fills.join_or(upstream, place, digest, why, |fill| {
         let task = Task { fills: Arc::clone(fills), fill, is_resumable: OnceLock::new() };
         tokio::spawn(task.run());
     })
@@ -47,7 +49,10 @@ impl Task {
         let ending = Ending(&self);
         let turns = self.fills.turns(self.fill.upstream.name());
         let outcome = match tokio::time::timeout(ANSWER_WITHIN, turns.acquire()).await {
-            Ok(Ok(_turn)) => self.fill().await,
+            Ok(Ok(_turn)) => {
+                self.fill.has_turn.store(true, Ordering::Relaxed);
+                self.fill().await
+            }
             Ok(Err(e)) => Err(Error::internal("the queue of fills is closed", e)),
             Err(_) => {
                 let text =

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
-use crate::fill::Fills;
+use crate::fill::{Fills, Why};
 use crate::filling;
 use crate::media::Manifest;
 use crate::store::{Place, Store};
@@ -101,8 +101,9 @@ impl Prefetch {
         if self.fills.find(&layer).is_some() || !matches!(self.store.find(layer).await, Ok(None)) {
             return;
         }
-        let (mut follower, _) = filling::join_or_start(&self.fills, upstream, place, layer);
+        let (follower, _) =
+            filling::join_or_start(&self.fills, upstream, place, layer, Why::Prefetch);
         // A failure is told by the fill; whoever wants the layer asks again.
-        let _ = follower.end().await;
+        follower.unseen().await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
@@ -23,6 +24,7 @@ pub struct Follower {
 impl Follower {
     pub(super) fn new(fill: Arc<Fill>, metrics: &Arc<Metrics>) -> Self {
         metrics.fill_waiters.inc();
+        fill.waiters.fetch_add(1, Ordering::Relaxed);
         Self { progress: fill.progress.subscribe(), fill, metrics: Arc::clone(metrics) }
     }
 
@@ -73,6 +75,14 @@ impl Follower {
         self.wait(|p| p.verified).await
     }
 
+    /// Waits until every byte is known to be right, or it has failed, as one who is not counted:
+    /// what is fetched ahead keeps nobody waiting. Cancel safe.
+    pub async fn unseen(self) {
+        let mut progress = self.progress.clone();
+        drop(self);
+        let _ended = progress.wait_for(|p| p.verified || p.end.is_some()).await;
+    }
+
     /// Goes on at `position` without the fill, which the disk has stopped.
     ///
     /// # Errors
@@ -100,5 +110,6 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.metrics.fill_waiters.dec();
+        self.fill.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
