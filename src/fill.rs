@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
 use crate::store::{Place, Store};
+use crate::traces::Span;
 use crate::upstream::Upstream;
 
 mod follower;
@@ -71,6 +72,8 @@ pub struct Fill {
     pub why: Why,
     /// When it was begun.
     pub begun: Instant,
+    /// Its span, where the request is traced that began it.
+    pub(crate) trace: Option<Span>,
     /// Whether it has had its turn among the fills of its upstream.
     pub(crate) has_turn: AtomicBool,
     /// Transfers under way.
@@ -169,7 +172,7 @@ impl Fills {
         upstream: &Arc<Upstream>,
         place: &Place,
         digest: Digest,
-        why: Why,
+        (why, trace): (Why, Option<&Span>),
         start: impl FnOnce(Arc<Fill>),
     ) -> (Follower, bool) {
         let mut under_way = self.under_way.lock();
@@ -182,6 +185,7 @@ impl Fills {
             upstream: Arc::clone(upstream),
             why,
             begun: Instant::now(),
+            trace: trace.map(|request| request.child("fill")),
             has_turn: AtomicBool::new(false),
             transfers: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),

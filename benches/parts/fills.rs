@@ -63,7 +63,7 @@ impl World {
                     &self.upstream,
                     &self.place,
                     self.digest,
-                    Why::Client,
+                    (Why::Client, None),
                 );
                 tokio::spawn(follow(follower, self.size))
             })

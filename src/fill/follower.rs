@@ -12,6 +12,7 @@ use crate::flight::Who;
 use crate::metrics::Metrics;
 use crate::relay::Relay;
 use crate::store::Place;
+use crate::traces::Span;
 
 /// A reader of a fill. Many may follow one fill, each at its own offset.
 #[derive(Debug)]
@@ -31,6 +32,11 @@ impl Follower {
     /// Whose upstream path the fill comes through.
     pub fn place(&self) -> &Place {
         &self.fill.place
+    }
+
+    /// The span of the fill, where it is traced.
+    pub fn trace(&self) -> Option<&Span> {
+        self.fill.trace.as_ref()
     }
 
     /// By whose credentials the fill comes.

@@ -66,5 +66,7 @@ mod threats;
 mod through;
 mod tls;
 mod tokens;
+#[cfg(feature = "otel")]
+mod traces;
 mod upgrade;
 mod upstreams;
