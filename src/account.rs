@@ -1,4 +1,4 @@
-//! The one place where a request's end is told: one log line, one call of the metrics.
+//! The one place where a request's end is told: one log line, one call of the metrics, one span.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,6 +8,9 @@ use http::Method;
 use crate::metrics::{Metrics, Served};
 use crate::respond::Sent;
 use crate::telemetry::ACCESS;
+use crate::traces::Span;
+
+mod traced;
 
 /// What is told of a request.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Line<'a> {
     pub user_agent: &'a str,
     /// What was sent.
     pub sent: &'a Sent,
+    /// Its span, where it is traced.
+    pub trace: Option<&'a Span>,
 }
 
 impl Line<'_> {
@@ -56,6 +61,7 @@ impl Line<'_> {
 
     /// Writes the request into the access log.
     pub fn log(&self) {
+        let trace_id = self.trace.map(Span::trace_id);
         tracing::info!(
             target: ACCESS,
             client = self.client.map(tracing::field::display),
@@ -72,6 +78,7 @@ impl Line<'_> {
             upstream_ms = self.upstream_took.map(milliseconds),
             user_agent = self.user_agent,
             broken = self.sent.broken.as_deref(),
+            trace_id = trace_id.as_deref(),
         );
     }
 }

@@ -161,6 +161,7 @@ impl Admin {
         if request.is_reading() {
             return match path {
                 "status" => ops.status().await,
+                "fills" => ops.fills(query),
                 "repositories" => ops.list_repositories(query).await,
                 "tags" => ops.list_tags(query).await,
                 "objects" => ops.list_objects(query).await,

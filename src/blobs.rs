@@ -7,10 +7,11 @@ use http::Method;
 use crate::begun::Begin;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::fill::{Fill, Fills, Follower};
+use crate::fill::{Fill, Fills, Follower, Why};
 use crate::filling;
 use crate::flight::{Flights, Who};
 use crate::store::{Content, Link, Place, Store};
+use crate::traces::Span;
 use crate::upstream::ask::{self, Ask};
 use crate::upstream::{Patience, Upstream};
 
@@ -30,6 +31,16 @@ pub enum Blob {
     Size(u64),
 }
 
+impl Blob {
+    /// The follower of what another request had begun.
+    fn joined(&self) -> Option<&Follower> {
+        match self {
+            Self::Whole(follower, _) | Self::Filling(follower, true) => Some(follower),
+            _ => None,
+        }
+    }
+}
+
 /// Finds and fetches blobs.
 #[derive(Debug)]
 pub struct Blobs {
@@ -45,7 +56,7 @@ impl Blobs {
     }
 
     /// A blob by digest. What another was refused whose download was joined is asked for anew. `begin`
-    /// is asked before a download is begun for this caller alone.
+    /// is asked before a download is begun for this caller alone; `trace` is the span of his request.
     ///
     /// # Errors
     /// The upstream's, where it is neither held nor may be fetched.
@@ -56,15 +67,19 @@ impl Blobs {
         digest: Digest,
         head: bool,
         begin: impl Fn() -> Result<Begin>,
+        trace: Option<&Span>,
     ) -> Result<Blob> {
         for _ in 0..JOINS_MAX {
-            let mut blob = self.find(upstream, place, digest, head, &begin).await?;
+            let mut blob = self.find(upstream, place, digest, head, (&begin, trace)).await?;
             if let Blob::Filling(follower, true) = &mut blob
                 && follower.who() != upstream.who()
                 && let Err(error) = follower.size().await
                 && error.is_personal()
             {
                 continue;
+            }
+            if let (Some(request), Some(fill)) = (trace, blob.joined().and_then(Follower::trace)) {
+                request.link(fill);
             }
             return Ok(blob);
         }
@@ -79,7 +94,7 @@ impl Blobs {
         place: &Place,
         digest: Digest,
         head: bool,
-        begin: &impl Fn() -> Result<Begin>,
+        (begin, trace): (&impl Fn() -> Result<Begin>, Option<&Span>),
     ) -> Result<Blob> {
         let linked = self.store.link(place, &digest).await.is_some();
         if linked && let Some(content) = self.held_blob(digest).await {
@@ -106,7 +121,8 @@ impl Blobs {
             return Ok(self.follow(fill));
         }
         let begun = begin()?;
-        let (follower, joined) = filling::join_or_start(&self.fills, upstream, place, digest);
+        let (follower, joined) =
+            filling::join_or_start(&self.fills, upstream, place, digest, (Why::Client, trace));
         if let Some(fill) = self.fills.find(&digest).filter(|_| !joined) {
             let mut progress = fill.progress.subscribe();
             tokio::spawn(async move {

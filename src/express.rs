@@ -15,6 +15,7 @@ use crate::hot::{self, Key, Prepared};
 use crate::metrics::Metrics;
 use crate::respond::{self, Answer, Sent};
 use crate::sendfile::{self, Socket};
+use crate::traces::Span;
 
 /// A request that may be answered the short way.
 #[derive(Debug)]
@@ -75,6 +76,7 @@ pub fn line<'a>(
     prepared: &'a Prepared,
     received: Instant,
     sent: &'a Sent,
+    trace: Option<&'a Span>,
 ) -> Line<'a> {
     let head = session.req_header();
     let agent = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
@@ -92,6 +94,7 @@ pub fn line<'a>(
         upstream_took: None,
         user_agent: agent.unwrap_or_default(),
         sent,
+        trace,
     }
 }
 

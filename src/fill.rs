@@ -7,21 +7,29 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 use crate::blocks::Large;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
-use crate::flight::Who;
+use crate::error::Result;
 use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
 use crate::relay::shared::Relays;
-use crate::relay::{Passing, Source};
 use crate::store::{Place, Store};
+use crate::traces::Span;
 use crate::upstream::Upstream;
+
+mod follower;
+mod seen;
+
+pub use self::follower::Follower;
+pub use self::seen::{Seen, Stage};
 
 /// How far a fill has come.
 #[derive(Clone, Debug, Default)]
@@ -34,10 +42,22 @@ pub struct Progress {
     pub ready: u64,
     /// Bytes in the file without a gap.
     pub written: u64,
+    /// Bytes in the file beyond that, of parts that were fetched ahead.
+    pub ahead: u64,
     /// Whether the digest has been found right; `size` is known then.
     pub verified: bool,
     /// How it ended; `Ok` once it is kept.
     pub end: Option<Result<()>>,
+}
+
+/// Why a fill was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// A client asked for it.
+    Client,
+    /// A client asked for another layer of the same image.
+    Prefetch,
 }
 
 /// A fill under way, or just ended.
@@ -49,6 +69,18 @@ pub struct Fill {
     pub place: Place,
     /// Who is asked.
     pub upstream: Arc<Upstream>,
+    /// Why it was begun.
+    pub why: Why,
+    /// When it was begun.
+    pub begun: Instant,
+    /// Its span, where the request is traced that began it.
+    pub(crate) trace: Option<Span>,
+    /// Whether it has had its turn among the fills of its upstream.
+    pub(crate) has_turn: AtomicBool,
+    /// Transfers under way.
+    pub(crate) transfers: AtomicUsize,
+    /// Requests that follow it.
+    waiters: AtomicUsize,
     /// Set before the first byte is ready.
     pub(crate) file: OnceLock<Arc<File>>,
     /// Where that lies; set with it.
@@ -66,96 +98,6 @@ impl Fill {
         let progress = self.progress.borrow();
         let file = self.file.get().filter(|_| progress.verified)?;
         progress.size.map(|size| (Arc::clone(file), size))
-    }
-}
-
-/// A reader of a fill. Many may follow one fill, each at its own offset.
-#[derive(Debug)]
-pub struct Follower {
-    fill: Arc<Fill>,
-    progress: watch::Receiver<Progress>,
-    metrics: Arc<Metrics>,
-}
-
-impl Follower {
-    fn new(fill: Arc<Fill>, metrics: &Arc<Metrics>) -> Self {
-        metrics.fill_waiters.inc();
-        Self { progress: fill.progress.subscribe(), fill, metrics: Arc::clone(metrics) }
-    }
-
-    /// Whose upstream path the fill comes through.
-    pub fn place(&self) -> &Place {
-        &self.fill.place
-    }
-
-    /// By whose credentials the fill comes.
-    pub fn who(&self) -> Who {
-        self.fill.upstream.who()
-    }
-
-    /// The file to read from, as far as `ready` says.
-    ///
-    /// # Errors
-    /// `Internal` before anything is ready.
-    pub fn file(&self) -> Result<&Arc<File>> {
-        self.fill
-            .file
-            .get()
-            .ok_or_else(|| Error::internal("a fill has no file", "nothing is ready yet"))
-    }
-
-    /// Waits for the whole size; `None` where the upstream does not tell and the fill goes on.
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// The fill's, where it fails before its head.
-    pub async fn size(&mut self) -> Result<Option<u64>> {
-        self.wait(|p| p.head).await.map(|p| p.size)
-    }
-
-    /// Waits until byte `position` may go out, and says how far it is ready; at the end of the
-    /// content that is `position` itself. Cancel safe.
-    ///
-    /// # Errors
-    /// The fill's, where it fails before it got there.
-    pub async fn ready(&mut self, position: u64) -> Result<u64> {
-        self.wait(|p| p.ready > position || p.verified).await.map(|p| p.ready)
-    }
-
-    /// Waits for the end, when every byte is known to be right. Cancel safe.
-    ///
-    /// # Errors
-    /// The fill's.
-    pub async fn end(&mut self) -> Result<Progress> {
-        self.wait(|p| p.verified).await
-    }
-
-    /// Goes on at `position` without the fill, which the disk has stopped.
-    ///
-    /// # Errors
-    /// The upstream's.
-    pub async fn relay(&self, position: u64) -> Result<Passing> {
-        let Fill { upstream, place, digest, file, relays, .. } = &*self.fill;
-        let (upstream, place) = (Arc::clone(upstream), place.clone());
-        let is_provable = position <= self.progress.borrow().written;
-        let from = (position, file.get().cloned());
-        Passing::begin(relays, &Source { upstream, place, digest: *digest }, from, is_provable)
-            .await
-    }
-
-    async fn wait(&mut self, enough: impl Fn(&Progress) -> bool) -> Result<Progress> {
-        let seen = self.progress.wait_for(|p| enough(p) || p.end.is_some()).await;
-        let progress = seen.map_err(|e| Error::internal("a fill was dropped", e))?.clone();
-        match &progress.end {
-            Some(Err(error)) if !enough(&progress) => Err(error.clone()),
-            _ => Ok(progress),
-        }
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.metrics.fill_waiters.dec();
     }
 }
 
@@ -200,6 +142,16 @@ impl Fills {
         self.under_way.lock().get(digest).cloned()
     }
 
+    /// Those under way as they are at this moment, the oldest first, at most `n` of them, and how
+    /// many there are in all. No fill waits for this: each is looked at for some copies.
+    pub fn seen(&self, n: usize) -> (Vec<Seen>, usize) {
+        let mut fills: Vec<_> = self.under_way.lock().values().cloned().collect();
+        let all = fills.len();
+        fills.sort_by_key(|fill| fill.begun);
+        fills.truncate(n);
+        (fills.iter().map(|fill| fill.seen()).collect(), all)
+    }
+
     /// How many are under way.
     pub fn count(&self) -> usize {
         self.under_way.lock().len()
@@ -225,6 +177,7 @@ impl Fills {
         upstream: &Arc<Upstream>,
         place: &Place,
         digest: Digest,
+        (why, trace): (Why, Option<&Span>),
         start: impl FnOnce(Arc<Fill>),
     ) -> (Follower, bool) {
         let mut under_way = self.under_way.lock();
@@ -235,6 +188,12 @@ impl Fills {
             digest,
             place: place.clone(),
             upstream: Arc::clone(upstream),
+            why,
+            begun: Instant::now(),
+            trace: trace.map(|request| request.child("fill")),
+            has_turn: AtomicBool::new(false),
+            transfers: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
             file: OnceLock::new(),
             path: OnceLock::new(),
             kept: OnceLock::new(),

@@ -2,33 +2,37 @@
 //! fetched in parallel parts (`shares`) where that is faster.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::blocks::{Large, Summing};
 use crate::digest::Digest;
 use crate::disk::Filling;
 use crate::error::{Error, Kind, Result};
-use crate::fill::{Fill, Fills, Follower};
+use crate::fill::{Fill, Fills, Follower, Why};
 use crate::keeper::Lease;
 use crate::limits::{ANSWER_WITHIN, SMALL_BYTES_MAX};
 use crate::store::Place;
+use crate::traces::Span;
 use crate::upstream::Upstream;
 
 mod fetch;
 mod front;
 mod shares;
+mod traced;
 
 use front::Front;
 
 /// Follows the fill of a digest, and starts it where none is under way. The flag says whether it
-/// was joined.
+/// was joined. `cause` is why it would be begun, and the span of the request that did so.
 pub fn join_or_start(
     fills: &Arc<Fills>,
     upstream: &Arc<Upstream>,
     place: &Place,
     digest: Digest,
+    cause: (Why, Option<&Span>),
 ) -> (Follower, bool) {
-    fills.join_or(upstream, place, digest, |fill| {
+    fills.join_or(upstream, place, digest, cause, |fill| {
         let task = Task { fills: Arc::clone(fills), fill, is_resumable: OnceLock::new() };
         tokio::spawn(task.run());
     })
@@ -44,10 +48,15 @@ struct Task {
 impl Task {
     async fn run(self) {
         self.fills.metrics.fills_in_flight.inc();
+        traced::begun(&self.fill);
         let ending = Ending(&self);
         let turns = self.fills.turns(self.fill.upstream.name());
         let outcome = match tokio::time::timeout(ANSWER_WITHIN, turns.acquire()).await {
-            Ok(Ok(_turn)) => self.fill().await,
+            Ok(Ok(_turn)) => {
+                self.fill.has_turn.store(true, Ordering::Relaxed);
+                traced::has_turn(&self.fill);
+                self.fill().await
+            }
             Ok(Err(e)) => Err(Error::internal("the queue of fills is closed", e)),
             Err(_) => {
                 let text =
@@ -55,14 +64,7 @@ impl Task {
                 Err(Error::new(Kind::Unavailable, text))
             }
         };
-        self.fills.metrics.fill_ended(match &outcome {
-            Ok(()) => "stored",
-            Err(e) if e.kind() == Kind::Unavailable => "broken",
-            Err(e) if e.kind() == Kind::DiskFailed => "not_kept",
-            Err(e) if e.is_outage() => "bad_upstream",
-            Err(e) if e.kind() == Kind::Internal => "failed",
-            Err(_) => "refused",
-        });
+        self.fills.metrics.fill_ended(word(&outcome));
         if let Err(error) = &outcome {
             tracing::warn!(digest = %self.fill.digest, place = ?self.fill.place, ?error, "fill failed");
         }
@@ -217,6 +219,18 @@ impl Task {
     }
 }
 
+/// How a fill ended, in metrics and traces.
+fn word(outcome: &Result<()>) -> &'static str {
+    match outcome {
+        Ok(()) => "stored",
+        Err(e) if e.kind() == Kind::Unavailable => "broken",
+        Err(e) if e.kind() == Kind::DiskFailed => "not_kept",
+        Err(e) if e.is_outage() => "bad_upstream",
+        Err(e) if e.kind() == Kind::Internal => "failed",
+        Err(_) => "refused",
+    }
+}
+
 /// Tells the followers how it ended, even where the task panics: dropped without an outcome means
 /// failed. A transfer that broke leaves its file for the next attempt; wrong bytes do not stay.
 struct Ending<'a>(&'a Task);
@@ -243,6 +257,7 @@ impl Ending<'_> {
             }
             Err(_) => task.drop_file(),
         }
+        traced::ended(&task.fill, &outcome);
         task.fills.under_way.lock().remove(&task.fill.digest);
         task.fills.metrics.fills_in_flight.dec();
         task.fill.progress.send_modify(|p| p.end = Some(outcome));

@@ -55,6 +55,8 @@ pub mod scope;
 // Machines: they wait, they touch disk and network; they do not know Pingora.
 pub mod metrics;
 
+pub mod traces;
+
 pub mod flight;
 
 pub mod disk;

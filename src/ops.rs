@@ -1,4 +1,4 @@
-//! What the admin API tells and does: status, lists, purge, pins, verify. JSON in, JSON out; who may
+//! What the admin API tells and does: status, downloads, lists, purge, pins, verify. JSON in, JSON out; who may
 //! ask is decided by `admin`.
 
 use std::collections::BTreeMap;
@@ -132,6 +132,16 @@ impl Ops {
             "requests": requests.json(),
             "upstreams": upstreams,
         }))
+    }
+
+    /// The downloads under way, the oldest first: what comes from where, how far it is, who waits.
+    ///
+    /// # Errors
+    /// `BadRequest` for a number that is none.
+    pub fn fills(&self, query: &BTreeMap<String, String>) -> Result<Value> {
+        let n = number(query)?.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        let (fills, count) = self.mirror().fills.seen(n);
+        Ok(json!({"fills": fills, "count": count}))
     }
 
     /// The objects that come first in an order: `biggest`, `oldest` or `newest`.

@@ -12,10 +12,11 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
-use crate::fill::Fills;
+use crate::fill::{Fills, Why};
 use crate::filling;
 use crate::media::Manifest;
 use crate::store::{Place, Store};
+use crate::traces::Span;
 use crate::upstream::Upstream;
 
 /// Layers fetched ahead at once, over all images; what clients wait for has turns of its own.
@@ -82,8 +83,14 @@ impl Prefetch {
     }
 
     /// Notes that a client wants a blob; where it is the first layer of a noted image, the others
-    /// are fetched too.
-    pub fn asked(self: &Arc<Self>, upstream: &Arc<Upstream>, place: &Place, digest: &Digest) {
+    /// are fetched too. `trace` is the span of his request.
+    pub fn asked(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: &Digest,
+        trace: Option<&Span>,
+    ) {
         let Some(image) = self.recent.get(&(place.clone(), *digest)) else { return };
         if upstream.is_low() || image.begun.swap(true, Ordering::Relaxed) {
             return;
@@ -91,18 +98,26 @@ impl Prefetch {
         for (layer, _) in image.layers.iter().filter(|(layer, _)| layer != digest) {
             let (me, upstream, place, layer) =
                 (Arc::clone(self), Arc::clone(upstream), place.clone(), *layer);
-            tokio::spawn(async move { me.fetch(&upstream, &place, layer).await });
+            let trace = trace.cloned();
+            tokio::spawn(async move { me.fetch(&upstream, &place, layer, trace.as_ref()).await });
         }
     }
 
     /// Fetches one layer, unless it is held or on its way.
-    async fn fetch(&self, upstream: &Arc<Upstream>, place: &Place, layer: Digest) {
+    async fn fetch(
+        &self,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        layer: Digest,
+        trace: Option<&Span>,
+    ) {
         let Ok(_turn) = self.turns.acquire().await else { return };
         if self.fills.find(&layer).is_some() || !matches!(self.store.find(layer).await, Ok(None)) {
             return;
         }
-        let (mut follower, _) = filling::join_or_start(&self.fills, upstream, place, layer);
+        let (follower, _) =
+            filling::join_or_start(&self.fills, upstream, place, layer, (Why::Prefetch, trace));
         // A failure is told by the fill; whoever wants the layer asks again.
-        let _ = follower.end().await;
+        follower.unseen().await;
     }
 }

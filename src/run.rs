@@ -208,6 +208,9 @@ impl Running {
             Ok(())
         });
         let _ = flush.await; // only the order would suffer
+        if let Some(traces) = &mirror.traces {
+            traces.flush().await;
+        }
         let _ = self.stop_admin.send(true);
         for service in &self.services {
             service.abort();

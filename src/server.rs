@@ -25,6 +25,7 @@ use crate::rights::{self, Rights};
 use crate::route::{Action, Table};
 use crate::store::{Place, Store};
 use crate::through::Through;
+use crate::traces::Traces;
 use crate::upstream::Upstream;
 use crate::watched::Times;
 
@@ -82,6 +83,8 @@ pub struct Mirror {
     pub store: Arc<Store>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where requests are traced.
+    pub traces: Option<Traces>,
     config: Config,
     /// The addresses that clients connect to, in the order of the configuration.
     addresses: Vec<Door>,

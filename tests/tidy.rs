@@ -98,7 +98,8 @@ fn only_some_rooms_may_name_some_crates() {
             ],
         ),
         ("prometheus::", &["metrics"]),
-        ("reqwest::", &["upstream", "demo", "hosted", "cli"]),
+        ("reqwest::", &["upstream", "traces", "demo", "hosted", "cli"]),
+        ("opentelemetry", &["traces"]),
         ("SystemTime::now", &["manifests", "hosted", "upstream", "keeper", "hot", "doors", "run"]),
         ("unsafe ", &["sendfile", "handover"]),
     ];

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use pierhead::config;
 use pierhead::digest::{Algorithm, Digest};
-use pierhead::fill::{Fills, Follower};
+use pierhead::fill::{Fills, Follower, Why};
 use pierhead::filling;
 use pierhead::keeper::Reason;
 use pierhead::metrics::Metrics;
@@ -58,8 +58,13 @@ impl World {
         let began = Instant::now();
         let tasks: Vec<_> = (0..followers)
             .map(|_| {
-                let (follower, _) =
-                    filling::join_or_start(&self.fills, &self.upstream, &self.place, self.digest);
+                let (follower, _) = filling::join_or_start(
+                    &self.fills,
+                    &self.upstream,
+                    &self.place,
+                    self.digest,
+                    (Why::Client, None),
+                );
                 tokio::spawn(follow(follower, self.size))
             })
             .collect();

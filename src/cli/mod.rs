@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod ask;
+mod fills;
 mod gc;
 mod health;
 mod node;
@@ -104,6 +105,11 @@ enum Command {
     },
     /// Show what a running mirror holds, its bounds and its hit ratios.
     Status {
+        #[command(flatten)]
+        to: AdminArgs,
+    },
+    /// Show the downloads under way: how far each is, who waits, and what it is at.
+    Fills {
         #[command(flatten)]
         to: AdminArgs,
     },
@@ -266,6 +272,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gc { dry_run, grace, to } => collect(&to, dry_run, grace.as_deref()),
         Command::Demo { json } => demo(json),
         Command::Status { to } => ops::told(&to, ops::status),
+        Command::Fills { to } => ops::told(&to, fills::list),
         Command::Ls { repository, objects, upstream, n, to } => {
             let wanted = ops::Wanted { repository, objects, upstream, n };
             ops::told(&to, async |admin| ops::list(admin, &wanted).await)

@@ -384,7 +384,7 @@ fn since(value: &Value) -> String {
     format!("{} ago", age(u64::try_from(now - then).ok()))
 }
 
-fn age(seconds: Option<u64>) -> String {
+pub(super) fn age(seconds: Option<u64>) -> String {
     match seconds.unwrap_or_default() {
         s if s < 120 => format!("{s}s"),
         s if s < 7200 => format!("{}m", s / 60),

@@ -26,6 +26,7 @@ impl Config {
         effective.cache.path.clone_from(&self.cache.path);
         effective.log.format = self.log.format;
         effective.server.threads = self.server.threads;
+        effective.traces.clone_from(&self.traces);
         effective.listen = self.listening(&new.listen);
         let mut changes = Changes { taken: self.differing(&effective), waiting: Vec::new() };
         let wanted = effective.differing(new);
@@ -63,13 +64,14 @@ impl Config {
         if let (Some(old), Some(new)) = (&self.clients, &other.clients) {
             hidden("clients.token_key".to_owned(), old.token_key == new.token_key);
         }
+        hidden("traces.headers".to_owned(), self.traces.headers == other.traces.headers);
         keys.sort_unstable();
         keys
     }
 }
 
 fn is_at_start(key: &str) -> bool {
-    key == "listen" || AT_START.contains(&key)
+    key == "listen" || key.starts_with("traces") || AT_START.contains(&key)
 }
 
 /// Walks two values; a list is one value.
@@ -108,12 +110,21 @@ mod tests {
             "listen: [{address: 127.0.0.1:5002, serves: [docker.io]}, 127.0.0.1:5003]\n\
              admin: 127.0.0.1:5009\ncache: {path: /elsewhere, max_size: 1GiB}\n\
              server: {threads: 3}\nlog: {format: text, level: debug}\n\
+             traces: {ratio: 0.5, headers: {a: c}}\n\
              upstreams: {docker.io: {tag_ttl: 5s, deny: [a/b]}, quay.io: {}}\n",
         );
         let (effective, changes) = old.renewed(&new);
         assert_eq!(
             changes.waiting,
-            ["admin", "cache.path", "listen", "log.format", "server.threads"]
+            [
+                "admin",
+                "cache.path",
+                "listen",
+                "log.format",
+                "server.threads",
+                "traces.headers",
+                "traces.ratio",
+            ]
         );
         assert_eq!(
             changes.taken,

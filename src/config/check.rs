@@ -51,6 +51,7 @@ impl Checker<'_> {
         self.upstreams(config);
         self.doors(config);
         self.hosted(config);
+        self.traces(config);
     }
 
     // --- telling ---------------------------------------------------------------------------------

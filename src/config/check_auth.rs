@@ -126,7 +126,7 @@ impl Checker<'_> {
     }
 }
 
-fn is_in_the_clear(url: &Url) -> bool {
+pub(super) fn is_in_the_clear(url: &Url) -> bool {
     url.scheme() == "http" && !is_near(url)
 }
 

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::units::{Free, Size, Span};
+use super::units::{Free, Ratio, Size, Span};
 use super::{
-    AdminListen, Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Upstream,
-    WELL_KNOWN,
+    AdminListen, Auth, Cache, Config, Hosted, Listen, Log, LogFormat, RateLimit, Server, Traces,
+    Upstream, WELL_KNOWN,
 };
 
 /// The upstream that is meant by a request that names no registry, where it is configured.
@@ -31,6 +31,7 @@ impl Default for Config {
             hosted: Hosted::default(),
             server: Server::default(),
             log: Log::default(),
+            traces: Traces::default(),
         }
     }
 }
@@ -156,6 +157,12 @@ impl Default for Server {
             drain_timeout: Span::secs(30),
             upgrade_timeout: Span::secs(60),
         }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { otlp: None, ratio: Ratio::TENTH, headers: BTreeMap::new() }
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use units::{Free, Size, Span};
+use units::{Free, Ratio, Size, Span};
 
 pub mod admin;
 mod auth;
@@ -20,6 +20,7 @@ mod check;
 mod check_auth;
 mod check_clients;
 mod check_hosted;
+mod check_traces;
 mod check_upstreams;
 pub mod clients;
 mod de;
@@ -76,6 +77,8 @@ pub struct Config {
     pub server: Server,
     /// What is written to standard error.
     pub log: Log,
+    /// Where traces are sent. Default: nothing is traced.
+    pub traces: Traces,
 }
 
 /// One address to listen on.
@@ -304,6 +307,22 @@ pub struct Log {
     pub level: String,
     /// One line for each request. Default `true`.
     pub access: bool,
+}
+
+/// Where traces are sent, by OpenTelemetry's protocol (OTLP) over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// The URL of an OpenTelemetry collector, such as `http://127.0.0.1:4318`; without a path
+    /// `/v1/traces` is meant. Default: nothing is traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<String>,
+    /// Which share is traced of the requests whose clients say nothing of traces, from 0 to 1. A
+    /// client that sends a `traceparent` decides for itself. Default `0.1`.
+    pub ratio: Ratio,
+    /// What the collector is shown with each request, such as `authorization`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
 }
 
 /// The form of a log line.

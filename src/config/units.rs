@@ -212,6 +212,55 @@ impl fmt::Display for Free {
     }
 }
 
+/// A share, from 0 to 1, to the millionth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ratio(u32);
+
+impl Ratio {
+    /// All of it.
+    const WHOLE: u32 = 1_000_000;
+
+    /// One of ten.
+    pub const TENTH: Self = Self(Self::WHOLE / 10);
+
+    /// The share.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::WHOLE)
+    }
+
+    /// Reads a share: `0.1`, `10%`.
+    ///
+    /// # Errors
+    /// A sentence that says what to write instead.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "from 0 to a million, as was just seen"
+    )]
+    pub fn parse(text: &str) -> Result<Self, UnitError> {
+        let (number, whole) = match text.trim().strip_suffix('%') {
+            Some(percent) => (percent, 100.0),
+            None => (text, 1.0),
+        };
+        let share = number.trim().parse().map(|number: f64| number / whole);
+        match share {
+            Ok(share) if (0.0..=1.0).contains(&share) => {
+                Ok(Self((share * f64::from(Self::WHOLE)).round() as u32))
+            }
+            _ => {
+                Err(UnitError(format!("`{text}` is no share; write one from 0 to 1, such as 0.1")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.get())
+    }
+}
+
 /// What a unit shares with the others: text in, text out, and its entry in the schema.
 macro_rules! reads_as_text {
     ($unit:ident, $expecting:literal, $types:expr, $examples:expr) => {
@@ -286,11 +335,26 @@ reads_as_text!(
     ["string", "integer"],
     ["5%", "20GiB"]
 );
+reads_as_text!(Ratio, "a share from 0 to 1 such as 0.1", ["number", "string"], ["0.1", "10%"]);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn shares_are_read_and_written() {
+        for (text, wanted) in
+            [("0", "0"), ("1", "1"), ("0.1", "0.1"), ("10%", "0.1"), ("1e-6", "0.000001")]
+        {
+            let ratio = Ratio::parse(text).unwrap();
+            assert_eq!(ratio.to_string(), wanted);
+            assert_eq!(Ratio::parse(wanted).unwrap(), ratio);
+        }
+        for text in ["", "-0.1", "1.1", "101%", "nan", "inf", "all"] {
+            assert!(Ratio::parse(text).unwrap_err().to_string().contains("from 0 to 1"), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -56,6 +57,22 @@ type Running<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send + 
 
 /// What a helper keeps from others while it runs.
 type Turns<'a> = (SemaphorePermit<'a>, OwnedSemaphorePermit);
+
+/// Counts a transfer for as long as it lives.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 struct Transfers<'a> {
     task: &'a Task,
@@ -242,6 +259,7 @@ impl<'a> Transfers<'a> {
         };
         let mut answer = fill.upstream.ask(&ask, patience).await?;
         let (mut at, total) = self.accept(&answer, &ask, is_part).await?;
+        let _counted = UnderWay::new(&fill.transfers);
         while at < self.place(index).1 {
             let Some(bytes) = answer.piece().await? else { break };
             let begin = at;

@@ -266,11 +266,13 @@ impl Front {
     /// Moves the watermark.
     fn release(&self, fill: &Fill) {
         let written = self.bytes;
+        let ahead = self.ahead.iter().map(|(start, end)| end - start).sum();
         fill.progress.send_if_modified(|p| {
             let hold = HOLD_BACK_BYTES.min(p.size.unwrap_or(u64::MAX));
             let limit = p.size.map_or(written.saturating_sub(hold), |s| written.min(s - hold));
             let moved = limit > p.ready;
             p.written = written;
+            p.ahead = ahead;
             p.ready = p.ready.max(limit);
             moved
         });

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::Version;
 use http::header::HeaderValue;
 use pingora::protocols::http::ServerSession;
 
-use super::{Account, Answered, CACHE_STATUS, NAMESPACE, Request, SERVER_TIMING};
+use super::{Account, Answered, CACHE_STATUS, Mirror, NAMESPACE, Request, SERVER_TIMING};
 use crate::account::{Line, milliseconds};
 use crate::answer;
 use crate::express::About;
@@ -14,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::name::{Reference, Repository};
 use crate::respond::{Answer, Sent};
 use crate::route::{Action, Route, Target};
+use crate::traces::Span;
 
 impl Account {
     pub(super) fn line<'a>(
@@ -37,6 +39,7 @@ impl Account {
             upstream_took: answered.upstream,
             user_agent: &request.user_agent,
             sent,
+            trace: request.trace.as_ref(),
         }
     }
 
@@ -55,6 +58,23 @@ impl Account {
         // What is hosted here can be deleted, and is gone at once then.
         self.is_immutable = !target.is_hosted()
             && matches!(action, Action::Blob(_) | Action::Manifest(Reference::Digest(_)));
+    }
+}
+
+impl Mirror {
+    /// The span of a request that has come, where it is traced: one look where nothing is.
+    pub(super) fn trace(&self, session: &ServerSession) -> Option<Span> {
+        let span = self.traces.as_ref()?.request(&session.req_header().headers)?;
+        let digest = session.digest();
+        let is_secure = digest.is_some_and(|digest| digest.ssl_digest.is_some());
+        span.text("url.scheme", if is_secure { "https" } else { "http" });
+        let version = match session.req_header().version {
+            _ if session.is_http2() => "2",
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        };
+        span.text("network.protocol.version", version);
+        Some(span)
     }
 }
 

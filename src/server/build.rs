@@ -21,6 +21,7 @@ use crate::rights::Rights;
 use crate::route::Table;
 use crate::store::Store;
 use crate::through::Through;
+use crate::traces::Traces;
 use crate::upstream::Upstream;
 use crate::watched;
 
@@ -94,6 +95,7 @@ impl Mirror {
             fills,
             store,
             metrics,
+            traces: Traces::start(&config.traces)?,
             config: config.clone(),
             addresses,
             first_id,
@@ -121,6 +123,7 @@ impl Mirror {
             fills: Arc::clone(&self.fills),
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
+            traces: self.traces.clone(),
             config: config.clone(),
             addresses,
             first_id,

@@ -42,14 +42,15 @@ impl Mirror {
                 answer::manifest(found, &request.conditions)
             }
             Action::Blob(digest) => {
+                let trace = request.trace.as_ref();
                 let begin = || self.begun.begin(&caller.beginner(&request.knock));
                 // A look at a part, as lazy pullers take, is no pull of the image.
                 let range = request.conditions.range.as_deref();
                 let pulls = origin.prefetch && !head && range.is_none_or(|r| r == "bytes=0-");
-                let blob = self.blobs.get(upstream, place, *digest, head, begin).await?;
+                let blob = self.blobs.get(upstream, place, *digest, head, begin, trace).await?;
                 // Only now that the caller's right to this one has been shown.
                 if pulls && matches!(blob, Blob::Filling(..)) {
-                    self.prefetch.asked(upstream, place, digest);
+                    self.prefetch.asked(upstream, place, digest, trace);
                 }
                 answer::blob(blob, digest, &request.conditions).await?
             }

@@ -16,6 +16,7 @@ use crate::express::{self, Express};
 use crate::keeper::Company;
 use crate::receive;
 use crate::respond;
+use crate::traces::Span;
 use crate::{config, hot};
 
 /// How long a connection may still send a request once the server stops. A client that is about to
@@ -98,6 +99,7 @@ impl HttpServerApp for Front {
         // Only now, so that a right that has been taken away is gone for the next request.
         let mirror = self.current.load();
         let server = &mirror.config.server;
+        let trace = mirror.trace(&session);
         set_keepalive(&mut session, stop, server);
         let express = Express::of(&mut session);
         let id = mirror.ready_id(self.index);
@@ -106,14 +108,16 @@ impl HttpServerApp for Front {
         {
             let patience = server.send_timeout.get();
             let sent = express.send(&session, &prepared, received, patience).await;
+            let line = express::line(&session, &prepared, received, &sent, trace.as_ref());
             if mirror.config.log.access {
-                express::line(&session, &prepared, received, &sent).log();
+                line.log();
             }
+            line.trace();
             return respond::finish(session, &sent).await;
         }
         let mirror = Guard::into_inner(mirror);
         // On the heap, and only now: a connection that waits for its next request holds none of it.
-        Box::pin(mirror.serve(self.index, session, received, express.is_some())).await
+        Box::pin(mirror.serve(self.index, session, (received, trace), express.is_some())).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -142,11 +146,11 @@ impl Mirror {
         &self,
         index: usize,
         mut session: ServerSession,
-        received: Instant,
+        (received, trace): (Instant, Option<Span>),
         is_express: bool,
     ) -> Option<ReusedHttpStream> {
         let (door, id) = (self.addresses.get(index)?, self.ready_id(index));
-        let request = Request::take(&session, received);
+        let request = Request { trace, ..Request::take(&session, received) };
         let mut account = Account { kind: "none", ..Account::default() };
         let mut answer = self.reply(door, &mut session, &request, &mut account).await;
         let answered = finish_headers(&mut answer, request.received);
@@ -161,6 +165,7 @@ impl Mirror {
         if self.config.log.access {
             line.log();
         }
+        line.trace();
         receive::linger(&mut session).await;
         respond::finish(session, &sent).await
     }

@@ -8,6 +8,7 @@ use pingora::protocols::http::ServerSession;
 
 use crate::answer::Conditions;
 use crate::doors::Knock;
+use crate::traces::Span;
 
 /// A request, as far as it is read before it is understood.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Request {
     pub(crate) user_agent: String,
     pub(crate) conditions: Conditions,
     pub(crate) received: Instant,
+    /// Its span, where it is traced.
+    pub(crate) trace: Option<Span>,
 }
 
 impl Request {
@@ -50,6 +53,7 @@ impl Request {
                 if_none_match: text(header::IF_NONE_MATCH),
             },
             received,
+            trace: None,
         }
     }
 }

@@ -50,6 +50,7 @@ impl<'s> Reference<'s> {
                 "Size" => "size",
                 "Span" => "duration",
                 "Free" => "size or percentage",
+                "Ratio" => "share, from 0 to 1",
                 "Secret" => "text",
                 _ if definition["properties"].is_object() || name == "Auth" => {
                     if !self.sections.iter().any(|(known, _)| known == path) {

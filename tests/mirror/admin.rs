@@ -36,12 +36,13 @@ async fn ask(
 }
 
 /// What is asked, and whether everybody may.
-const ASKED: [(Method, &str, bool); 9] = [
+const ASKED: [(Method, &str, bool); 10] = [
     (Method::GET, "/healthz", true),
     (Method::GET, "/livez", true),
     (Method::GET, "/readyz", true),
     (Method::GET, "/metrics", true),
     (Method::GET, "/api/status", false),
+    (Method::GET, "/api/fills", false),
     (Method::GET, "/api/objects", false),
     (Method::POST, "/api/purge", false),
     (Method::POST, "/api/verify", false),
@@ -158,6 +159,12 @@ async fn users_whom_a_rule_lets_administer_may() {
     assert!(![401, 403].contains(&purge("root", "root-pw").await.status));
     assert_eq!(purge("root", "wrong").await.status, 401);
     assert_eq!(purge("ci", "ci-pw").await.status, 403);
+    let fills = async |shown: &str| {
+        ask(mirror.admin_address(), Method::GET, "/api/fills", Some(shown)).await
+    };
+    assert_eq!(fills(&basic("root", "root-pw")).await.json()["count"], 0);
+    let refused = fills(&basic("ci", "ci-pw")).await;
+    assert_eq!((refused.status, refused.json().get("fills")), (403, None));
     // A token for repositories is none for the mirror itself.
     let token = mirror.get("/token?service=pierhead&scope=repository:_admin:*");
     let token = token.header("authorization", &basic("root", "root-pw")).answer().await;

@@ -26,6 +26,7 @@ mod crash;
 mod crowds;
 mod docs;
 mod fills;
+mod fills_seen;
 mod full_disk;
 mod hosted_crash;
 mod hosted_events;
@@ -65,5 +66,7 @@ mod threats;
 mod through;
 mod tls;
 mod tokens;
+#[cfg(feature = "otel")]
+mod traces;
 mod upgrade;
 mod upstreams;

@@ -515,7 +515,7 @@ fn command(wrap: Option<&str>, program: &Path) -> Command {
         if name.starts_with("PIERHEAD_")
             || name.to_ascii_lowercase().ends_with("_proxy")
             || ["RUST_LOG", "DOCKER_CONFIG", "GCE_METADATA_HOST"].contains(&name)
-            || ["AWS_", "AZURE_", "GOOGLE_", "IDENTITY_", "MSI_"]
+            || ["AWS_", "AZURE_", "GOOGLE_", "IDENTITY_", "MSI_", "OTEL_"]
                 .iter()
                 .any(|p| name.starts_with(p))
         {

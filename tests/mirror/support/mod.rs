@@ -7,7 +7,7 @@
 //!   commit, and an answer that can be slow, short or wrong;
 //! - [`scripted`] puts them together; [`registry`] and [`auth`] say what a registry answers;
 //! - [`upstream`] and [`cdn`] are the servers that tests start;
-//! - [`cloud`] are the token services of clouds;
+//! - [`cloud`] are the token services of clouds; [`collector`] is who collects traces;
 //! - [`mirror`] runs the real binary;
 //! - [`secure`] has certificates, and clients that speak TLS;
 //! - [`push`] pushes to it; [`pushed`] is a scripted registry that is pushed to, [`raw`] one of bare sockets;
@@ -18,6 +18,8 @@ pub(crate) mod cdn;
 pub(crate) mod client;
 pub(crate) mod cloud;
 pub(crate) mod cold;
+#[cfg(feature = "otel")]
+pub(crate) mod collector;
 pub(crate) mod fault;
 pub(crate) mod image;
 pub(crate) mod listener;
