@@ -1,5 +1,4 @@
-//! Further rows of the published advisories and of the generic hostile tests, by their names: what an
-//! upstream does to our client.
+//! Hostile cases that are nobody's in particular.
 
 use std::net::SocketAddr;
 
@@ -7,113 +6,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 
-use crate::clients::basic;
-use crate::support::auth::{Account, Auth, Bearer};
-use crate::support::client::raw_request;
 use crate::support::fault::Fault;
 use crate::support::image;
 use crate::support::mirror::{Setup, before};
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
-
-/// What is on loopback under another name is another host.
-fn elsewhere(upstream: &Upstream) -> String {
-    upstream.url().replace("127.0.0.1", "localhost")
-}
-
-/// oras: neither a realm nor a redirect on another host gets the credentials.
-#[tokio::test]
-async fn ghsa_xf85_363p_868w_cve_2026_48978_ghsa_vh4v_2xq2_g5cg() {
-    for by_realm in [true, false] {
-        let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
-        let blob = upstream.blob("team/app", 1, 1000);
-        evil.push_blob("team/app", &blob);
-        let path = format!("/v2/team/app/blobs/{}", blob.digest);
-        upstream.set(|registry| {
-            registry.auth = if by_realm {
-                let mut bearer = Bearer::usual();
-                bearer.account = Some(Account::new("u", "hunter2"));
-                bearer.realm = Some(format!("{}/token", elsewhere(&evil)));
-                Auth::Bearer(bearer)
-            } else {
-                Auth::Basic(Account::new("u", "hunter2"))
-            };
-        });
-        if !by_realm {
-            let to = format!("{}{path}", elsewhere(&evil));
-            // The first question brings the challenge, the second is answered with the redirect.
-            upstream.next(1, On::get("/blobs/"), [Fault::Header("x-first", "1".to_owned())]);
-            upstream.always(On::get("/blobs/"), Fault::Redirect(307, to));
-        }
-        let mirror = before(&upstream).with("auth: {username: u, password: hunter2}").start().await;
-        let answer = mirror.get(&path).answer().await;
-        assert_eq!(answer.is(&blob.bytes), !by_realm, "{by_realm} {answer:?}");
-        let seen = evil.asked(&On::any(""));
-        assert_eq!(seen.is_empty(), by_realm, "{seen:?}");
-        assert!(seen.iter().all(|one| one.header("authorization").is_empty()), "{seen:?}");
-        assert!(!mirror.log().contains("hunter2"));
-    }
-}
-
-/// oras: the `Location` of an answer that is no redirect leads nowhere, and nothing is ever uploaded to
-/// an upstream.
-#[tokio::test]
-async fn ghsa_jxpm_75mh_9fp7() {
-    let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
-    let blob = upstream.blob("team/app", 1, 1000);
-    upstream.set(|registry| registry.auth = Auth::Basic(Account::new("u", "hunter2")));
-    let mirror = before(&upstream).with("auth: {username: u, password: hunter2}").start().await;
-    let path = format!("/v2/team/app/blobs/{}", blob.digest);
-    for status in [200, 201, 202] {
-        upstream.always(On::any("/blobs/"), Fault::Header("location", elsewhere(&evil)));
-        if status != 200 {
-            upstream.always(On::get("/blobs/"), Fault::Plain(status));
-        }
-        let answer = mirror.get(&path).answer().await;
-        assert!(answer.is(&blob.bytes) || answer.status >= 500, "{answer:?}");
-        upstream.behave();
-    }
-    for line in ["POST /v2/team/app/blobs/uploads/", "PUT /v2/team/app/manifests/v1"] {
-        assert_eq!(raw_request(mirror.address(), line).await.status, 405, "{line}");
-    }
-    assert_eq!(evil.connections(), 0);
-    let asked = upstream.asked(&On::any("/v2/"));
-    assert!(asked.iter().all(|one| matches!(one.method.as_str(), "GET" | "HEAD")), "{asked:?}");
-}
-
-/// Quay: whoever may pull may not push for it.
-#[tokio::test]
-async fn cve_2025_4374() {
-    let upstream = Upstream::start().await;
-    let image = image::oci(1).build();
-    upstream.push("team/app", "v1", &image);
-    let setup = before(&upstream);
-    let file = setup.folder().join("htpasswd");
-    let line = format!("ci:{}\n", bcrypt::hash("ci-pw", 4).expect("a hash"));
-    std::fs::write(&file, line).expect("the folder takes a file");
-    let mirror = setup
-        .raw(&format!(
-            "hosted: {{repositories: [\"own/**\"]}}\nclients:\n  htpasswd: {}\n  rules: [{{users: [ci], actions: [pull], repositories: [\"**\"]}}]\n",
-            file.display()
-        ))
-        .start()
-        .await;
-    let ci = basic("ci", "ci-pw");
-    let pull = mirror.get("/v2/team/app/manifests/v1").header("authorization", &ci);
-    assert_eq!(pull.answer().await.status, 200);
-    for (line, wanted) in [
-        ("POST /v2/own/app/blobs/uploads/", 403),
-        ("PUT /v2/own/app/manifests/v1", 403),
-        ("DELETE /v2/own/app/manifests/v1", 403),
-        ("PUT /v2/team/app/manifests/v1", 405),
-        ("DELETE /v2/team/app/manifests/v1", 405),
-    ] {
-        let (method, path) = line.split_once(' ').expect("two words");
-        let method = hyper::Method::from_bytes(method.as_bytes()).expect("a method");
-        let answer = mirror.ask(method, path).header("authorization", &ci).answer().await;
-        assert_eq!(answer.status, wanted, "{line} {answer:?}");
-    }
-}
 
 /// A space and a million copies of 258 of them, each in 13 bits (RFC 1951, 3.2.6), inside gzip: 256 MiB
 /// that come as 1.7 MB.
