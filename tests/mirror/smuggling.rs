@@ -110,8 +110,9 @@ async fn two_ways_to_tell_a_length_never_make_two_requests() {
     assert_eq!(upstream.count(&On::any("smuggled")), before, "a body was carried out");
 }
 
+/// Harbor and Nexus: upstreams come from the configuration and from nowhere else.
 #[tokio::test]
-async fn odd_targets_choose_no_host_that_is_not_configured() {
+async fn cve_2020_13788_cve_2026_0600_odd_targets_choose_no_host_that_is_not_configured() {
     let (upstream, mirror, _) = start().await;
     for target in [
         "GET http://evil.test/v2/team/app/manifests/v1",

@@ -36,7 +36,7 @@ async fn cve_2020_15157_ghsa_742w_89gc_8m9c_ghsa_qvqc_4c52_x6qp() {
 
 /// What people log in with stands in no log and no metric.
 #[tokio::test]
-async fn moby_42022() {
+async fn moby_42022_cve_2021_41092() {
     let upstream = Upstream::start().await;
     upstream.set(|registry| registry.auth = Auth::People(People::new(&[])));
     let mirror = before(&upstream).with("auth: passthrough").start().await;
@@ -51,7 +51,7 @@ async fn moby_42022() {
 
 /// Wrong bytes for a digest are never kept, and no client takes them.
 #[tokio::test]
-async fn cve_2014_8178_8179() {
+async fn cve_2014_8178_cve_2014_8179() {
     let upstream = Upstream::start().await;
     let blob = upstream.blob("team/app", 1, 100_000);
     upstream.always(On::get("/blobs/"), Fault::CorruptAt(50_000));
@@ -161,7 +161,7 @@ async fn ghsa_jxpm_75mh_9fp7() {
 
 /// Lists without end are bounded: a million referrers, a link that leads to itself.
 #[tokio::test]
-async fn cve_2024_29902_29903_cve_2023_33958() {
+async fn cve_2024_29902_cve_2024_29903_cve_2023_33958() {
     let upstream = Upstream::start().await;
     let image = image::oci(1).build();
     upstream.push("team/app", "v1", &image);

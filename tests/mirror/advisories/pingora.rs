@@ -6,8 +6,9 @@ use crate::support::mirror::Setup;
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
 
+/// A body that nobody read is no request.
 #[tokio::test]
-async fn an_unread_body_on_a_hit_is_drained_before_the_next_request() {
+async fn cve_2025_4366_an_unread_body_on_a_hit_is_drained_before_the_next_request() {
     let (upstream, mirror, hit) = start().await;
     let body = SMUGGLED.repeat(3);
     let next = "GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -20,8 +21,9 @@ async fn an_unread_body_on_a_hit_is_drained_before_the_next_request() {
     assert_eq!(upstream.count(&On::any("smuggled")), 0);
 }
 
+/// What ends with its connection leaves no room for another request behind it.
 #[tokio::test]
-async fn http_1_0_with_a_transfer_encoding_does_not_keep_the_connection() {
+async fn cve_2026_2835_http_1_0_with_a_transfer_encoding_does_not_keep_the_connection() {
     let (upstream, mirror, hit) = start().await;
     for keep in ["", "Connection: keep-alive\r\n"] {
         let request = format!(

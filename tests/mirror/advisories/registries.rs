@@ -1,13 +1,19 @@
 //! What registries and caches of others were found to do.
 
-use serde_json::json;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::{Value, json};
 
-use crate::clients::basic;
+use super::Two;
+use crate::clients::{basic, bearer, htpasswd};
+use crate::keys::{Signer, claims};
 use crate::support::auth::{Account, Auth, Bearer, People};
 use crate::support::client::raw_request;
-use crate::support::fault::Fault;
+use crate::support::fault::{Fault, Gate};
 use crate::support::image::{self, Algorithm, Content, OCI_INDEX, OCI_MANIFEST};
-use crate::support::mirror::before;
+use crate::support::mirror::{Mirror, before, until};
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
 
@@ -61,6 +67,109 @@ async fn cve_2026_41888() {
     assert_eq!(upstream.connections(), 0);
 }
 
+/// A mirror that believes the tokens of `signer`, and lets `ci` pull.
+async fn believes(signer: &Signer, upstream: &Upstream) -> Mirror {
+    let setup = before(upstream);
+    let file = setup.folder().join("keys.json");
+    std::fs::write(&file, json!({"keys": [signer.public()]}).to_string()).expect("a file");
+    let jwt = format!("jwt: {{jwks: {}, issuer: them, audience: mirror}}", file.display());
+    let rule = "{users: [ci], actions: [pull], repositories: ['**']}";
+    setup.raw(&format!("clients:\n  {jwt}\n  rules: [{rule}]")).start().await
+}
+
+async fn status(mirror: &Mirror, token: &str) -> u16 {
+    let ask = mirror.get("/v2/team/app/manifests/v1").header("authorization", token);
+    ask.answer().await.status
+}
+
+/// No key that a token brings along, no way to one, and no other algorithm makes it good.
+#[tokio::test]
+async fn cve_2025_24976_ghsa_phw4_mc57_4hwc() {
+    let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let (theirs, own) = (Signer::new("k", 1), Signer::new("k", 66));
+    let mirror = believes(&theirs, &upstream).await;
+    let sound = json!({"alg": "EdDSA", "kid": "k"});
+    assert_eq!(status(&mirror, &theirs.sign(&sound, &claims())).await, 200);
+    let keys = format!("{}/keys.json", evil.url());
+    for head in [
+        json!({"alg": "EdDSA", "kid": "k"}),
+        json!({"alg": "EdDSA", "kid": "k", "jwk": own.public()}),
+        json!({"alg": "EdDSA", "jwk": own.public()}),
+        json!({"alg": "EdDSA", "kid": "k", "jku": keys}),
+        json!({"alg": "EdDSA", "kid": "k", "x5u": keys, "x5c": ["AAAA"]}),
+        json!({"alg": "EdDSA", "kid": "../../../../dev/null"}),
+        json!({"alg": "EdDSA", "kid": keys}),
+        json!({"alg": "none"}),
+        json!({"alg": "None", "kid": "k"}),
+    ] {
+        let token = own.sign(&head, &claims());
+        assert_eq!(status(&mirror, &token).await, 401, "{head}");
+        let (unsigned, _) = token.rsplit_once('.').expect("three parts");
+        assert_eq!(status(&mirror, &format!("{unsigned}.")).await, 401, "{head}");
+    }
+    let head = json!({"alg": "EdDSA", "kid": "k", "crit": ["x"], "x": 1});
+    assert_eq!(status(&mirror, &theirs.sign(&head, &claims())).await, 401, "not understood");
+    // The public key, taken for a secret.
+    let token = with_hmac(&theirs.public(), &claims());
+    assert_eq!(status(&mirror, &token).await, 401);
+    assert_eq!(evil.connections(), 0);
+}
+
+/// A token signed by HMAC with the bytes of a public key.
+fn with_hmac(public: &Value, claims: &Value) -> String {
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let key = URL_SAFE_NO_PAD.decode(public["x"].as_str().expect("a key")).expect("base64");
+    let body = format!("{}.{}", encode(&json!({"alg": "HS256", "kid": "k"})), encode(claims));
+    let tag =
+        ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key), body.as_bytes());
+    format!("Bearer {body}.{}", URL_SAFE_NO_PAD.encode(tag))
+}
+
+/// A token that does not say when it was made, or says a time to come, is none.
+#[tokio::test]
+async fn harbor_22900_harbor_23270() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let theirs = Signer::new("k", 1);
+    let mirror = believes(&theirs, &upstream).await;
+    let head = json!({"alg": "EdDSA", "kid": "k"});
+    let now = claims()["iat"].as_u64().expect("seconds");
+    let mut without = claims();
+    without.as_object_mut().expect("claims").remove("iat");
+    assert_eq!(status(&mirror, &theirs.sign(&head, &without)).await, 401);
+    for iat in [Value::Null, json!(-1), json!("0"), json!(now + 3000), json!(u64::MAX)] {
+        let mut wrong = claims();
+        wrong["iat"] = iat;
+        assert_eq!(status(&mirror, &theirs.sign(&head, &wrong)).await, 401, "{wrong}");
+    }
+    assert_eq!(status(&mirror, &theirs.sign(&head, &claims())).await, 200);
+}
+
+/// Who has left a group has left it with the tokens that were had before.
+#[tokio::test]
+async fn cve_2025_23208_ghsa_c9p4_xwr9_rfhx() {
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image::oci(1).build());
+    let setup = before(&upstream);
+    let file = htpasswd(&setup, &[("ci", "pw"), ("eve", "pw")]);
+    let groups = "groups: {builders: [ci]}";
+    let rule = "{groups: [builders], actions: [pull], repositories: ['**']}";
+    let clients =
+        format!("clients:\n  htpasswd: {}\n  {groups}\n  rules: [{rule}]", file.display());
+    let mirror = setup.raw(&clients).start().await;
+    let ask = mirror.get("/token?scope=repository:team/app:pull");
+    let token = bearer(&ask.header("authorization", &basic("ci", "pw")).answer().await);
+    for shown in [&token, &basic("ci", "pw")] {
+        assert_eq!(status(&mirror, shown).await, 200);
+    }
+    assert!(mirror.reload(|yaml| yaml.replace(groups, "groups: {builders: [eve]}")).await);
+    for shown in [&token, &basic("ci", "pw")] {
+        assert_eq!(status(&mirror, shown).await, 403);
+    }
+    assert_eq!(status(&mirror, &basic("eve", "pw")).await, 200);
+}
+
 /// A giant page size is bounded.
 #[tokio::test]
 async fn cve_2023_2253_ghsa_hqxw_f8mx_cpmw() {
@@ -107,6 +216,19 @@ async fn cve_2017_11468() {
     let answer = mirror.get("/v2/team/app/manifests/v1").answer().await;
     assert!(answer.status >= 500, "{answer:?}");
     assert_eq!(mirror.check_store(), 0);
+}
+
+/// The same from a client: told or found out on the way, more than 4 MiB is refused.
+#[tokio::test]
+async fn cve_2017_11468_pushed() {
+    let two = Two::start().await;
+    for size in [(4 << 20) + 1, 100 << 20] {
+        let path = "/v2/a/app/manifests/v1";
+        let body = Bytes::from(vec![b' '; size]);
+        let ask = two.as_("alice", Method::PUT, path).header("content-type", OCI_MANIFEST);
+        ask.body(body).answer().await.assert_error(413, "SIZE_INVALID");
+    }
+    assert_eq!(two.mirror.check_store(), 0);
 }
 
 /// What is held for one repository is not told through another: GET, HEAD and mount.
@@ -177,6 +299,51 @@ async fn cve_2022_46463() {
     assert_eq!(mirror.get("/v2/_catalog").answer().await.status, 404);
 }
 
+/// Whatever has an id is looked for in the repository that is named, and nowhere else.
+#[tokio::test]
+async fn cve_2022_31666_to_31671() {
+    let two = Two::start().await;
+    let image = image::oci(1).build();
+    let signature = image::artifact(7, "application/vnd.test", &image.manifest).build();
+    two.push("alice", "a/app", "v1", &image).await;
+    two.push("alice", "a/app", "signature", &signature).await;
+    two.push("bob", "b/app", "mine", &image::oci(9).build()).await;
+    let begun = two.as_("alice", Method::POST, "/v2/a/app/blobs/uploads/").answer().await;
+    let upload = begun.header("location").replace("/v2/a/", "/v2/b/");
+    let (layer, manifest) = (&image.layers[0].digest, &image.manifest.digest);
+    for (method, path) in [
+        (Method::GET, format!("/v2/b/app/blobs/{layer}")),
+        (Method::HEAD, format!("/v2/b/app/blobs/{layer}")),
+        (Method::DELETE, format!("/v2/b/app/blobs/{layer}")),
+        (Method::GET, format!("/v2/b/app/manifests/{manifest}")),
+        (Method::HEAD, format!("/v2/b/app/manifests/{manifest}")),
+        (Method::DELETE, format!("/v2/b/app/manifests/{manifest}")),
+        (Method::GET, "/v2/b/app/manifests/v1".to_owned()),
+        (Method::DELETE, "/v2/b/app/manifests/v1".to_owned()),
+        (Method::GET, upload.clone()),
+        (Method::PATCH, upload.clone()),
+        (Method::PUT, format!("{upload}?digest={layer}")),
+        (Method::DELETE, upload),
+    ] {
+        let answer = two.as_("bob", method.clone(), &path).answer().await;
+        assert_eq!(answer.status, 404, "{method} {path}");
+        let alices = path.replace("/v2/b/", "/v2/a/");
+        let refused = two.as_("bob", method.clone(), &alices).answer().await;
+        assert!([403, 404].contains(&refused.status), "{method} {alices}: {}", refused.status);
+    }
+    let referrers = two.as_("bob", Method::GET, &format!("/v2/b/app/referrers/{manifest}"));
+    assert_eq!(referrers.answer().await.json()["manifests"], json!([]));
+    // Nor is anything of it named in what is his.
+    let stolen = two.manifest("bob", "b/app", "stolen", &image.manifest).answer().await;
+    stolen.assert_error(400, "MANIFEST_BLOB_UNKNOWN");
+    let mount = format!("/v2/b/app/blobs/uploads/?mount={layer}&from=a/app");
+    assert_eq!(two.as_("bob", Method::POST, &mount).answer().await.status, 202, "no mount");
+    for content in image.blobs() {
+        let path = format!("/v2/a/app/blobs/{}", content.digest);
+        assert!(two.as_("alice", Method::GET, &path).answer().await.is(&content.bytes));
+    }
+}
+
 /// A redirect leads to no address nearer than its author.
 #[tokio::test]
 async fn cve_2026_2376() {
@@ -226,7 +393,7 @@ async fn cve_2025_4374() {
         ("DELETE /v2/team/app/manifests/v1", 405),
     ] {
         let (method, path) = line.split_once(' ').expect("two words");
-        let method = hyper::Method::from_bytes(method.as_bytes()).expect("a method");
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
         let answer = mirror.ask(method, path).header("authorization", &ci).answer().await;
         assert_eq!(answer.status, wanted, "{line} {answer:?}");
     }
@@ -280,4 +447,68 @@ async fn cve_2024_6915() {
         let all = format!("{:?}", one.headers);
         assert!(!all.contains("evil") && !all.contains("cookie"), "{all}");
     }
+}
+
+/// An index names other hosts and other repositories as it likes: credentials go to none of the hosts, and
+/// the names are no way to what another repository has.
+#[tokio::test]
+async fn artifact_keeper_2925() {
+    let (upstream, evil) = (Upstream::start().await, Upstream::start().await);
+    let secret = image::oci(5).build();
+    upstream.push("team/secret", "v1", &secret);
+    let mut child = secret.manifest.descriptor();
+    child["urls"] = json!([format!("{}/v2/x/manifests/v1", evil.url())]);
+    child["annotations"] = json!({
+        "org.opencontainers.image.ref.name": format!("{}/x:v1", evil.host()),
+        "org.opencontainers.image.source": evil.url(),
+    });
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child]});
+    let index = Content::new(Algorithm::Sha256, OCI_INDEX, index.to_string());
+    upstream.push_manifest("team/app", &index);
+    upstream.tag("team/app", "v1", &index);
+    upstream.set(|registry| registry.auth = Auth::Basic(Account::new("u", "hunter2")));
+    let mirror = before(&upstream).with("auth: {username: u, password: hunter2}").start().await;
+    mirror.pull("team/secret", "v1", &secret).await;
+    assert!(mirror.get("/v2/team/app/manifests/v1").answer().await.is(&index.bytes));
+    let child = format!("/v2/team/app/manifests/{}", secret.manifest.digest);
+    mirror.get(&child).answer().await.assert_error(404, "MANIFEST_UNKNOWN");
+    let layer = format!("/v2/team/app/blobs/{}", secret.config.digest);
+    mirror.get(&layer).answer().await.assert_error(404, "BLOB_UNKNOWN");
+    for path in [child, layer] {
+        assert!(upstream.count(&On::any(&path)) > 0, "the upstream decides: {path}");
+    }
+    assert_eq!(evil.connections(), 0);
+}
+
+/// What breaks off is no blob, whoever broke it off, and nobody waits for a writer that is dead.
+#[tokio::test]
+async fn distribution_4381() {
+    let upstream = Upstream::start().await;
+    let blob = upstream.blob("team/app", 1, 400_000);
+    let mirror = before(&upstream).start().await;
+    let path = format!("/v2/team/app/blobs/{}", blob.digest);
+    let gate = Gate::closed();
+    let dies = [Fault::HoldAfter(100_000, gate.clone()), Fault::CutAfter(100_000)];
+    upstream.next(1, On::get("/blobs/"), dies);
+    upstream.always(On::get("/blobs/"), Fault::CutHead);
+    let waiting: Vec<_> = (0..5).map(|_| tokio::spawn(mirror.get(&path).answer())).collect();
+    upstream.until_asked(1, &On::get("/blobs/")).await;
+    gate.open();
+    for answer in waiting {
+        let answer = answer.await.expect("no panic");
+        assert!(!answer.is(&blob.bytes) && !answer.deceives(&blob.bytes), "{}", answer.status);
+    }
+    assert!(!mirror.keeps(&blob.digest));
+    upstream.behave();
+    // The client leaves in the middle, and the next one gets all of it.
+    let gate = Gate::closed();
+    upstream.always(On::get("/blobs/"), Fault::HoldAfter(200_000, gate.clone()));
+    drop(until("a head", || mirror.head(&path), |answer| answer.status == 200).await);
+    let mut leaves = mirror.get(&path).open().await;
+    leaves.at_least(10_000).await;
+    drop(leaves);
+    assert!(!mirror.keeps(&blob.digest), "half of it is not it");
+    gate.open();
+    assert!(mirror.get(&path).answer().await.is(&blob.bytes));
+    mirror.until_kept(1).await;
 }
