@@ -341,6 +341,11 @@ async fn t5_while_the_upstream_is_down_no_right_arises_and_none_goes_on_unless_t
             let ask = user.map_or(ask.clone(), |(user, password)| as_(ask, user, password));
             assert_eq!(ask.answer().await.status, 503, "{user:?}");
         }
+        // What was withdrawn meanwhile is gone once the upstream can say so.
+        with_people(&upstream, |people| people.revoke("alice", "alice/app"));
+        upstream.restart();
+        let ask = || as_(mirror.get(&path), "alice", ALICE);
+        until("the end of a right", ask, |answer| answer.status == 403).await;
     }
 }
 

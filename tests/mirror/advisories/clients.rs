@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
 
+use super::{Two, elsewhere};
 use crate::clients::basic;
 use crate::support::auth::{Account, Auth, Bearer, People};
 use crate::support::client::raw_request;
@@ -34,7 +36,8 @@ async fn cve_2020_15157_ghsa_742w_89gc_8m9c_ghsa_qvqc_4c52_x6qp() {
     assert_eq!(evil.connections(), 0);
 }
 
-/// What people log in with stands in no log and no metric.
+/// What people log in with stands in no log and no metric, whatever program gave it to whom it was not
+/// meant for: of CVE-2021-41092 there is nothing beyond that for a mirror to do. T17 looks further.
 #[tokio::test]
 async fn moby_42022_cve_2021_41092() {
     let upstream = Upstream::start().await;
@@ -61,6 +64,33 @@ async fn cve_2014_8178_cve_2014_8179() {
     assert!(!mirror.keeps(&blob.digest));
 }
 
+/// What is held is found by its digest and by nothing else: not by what it is made of, nor by its tag.
+#[tokio::test]
+async fn cve_2024_24557() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    // The same config and layers, and another manifest: who looks by what is inside confuses the two.
+    let text = String::from_utf8_lossy(&image.manifest.bytes).replace("\n  \n", "\n");
+    let twin = Content::new(Algorithm::Sha256, OCI_MANIFEST, text);
+    assert_ne!(twin.digest, image.manifest.digest);
+    upstream.push("team/app", "v1", &image);
+    upstream.push_manifest("team/app", &twin);
+    let mirror = before(&upstream).with("tag_ttl: 0s").start().await;
+    for (moved, at) in [(&image.manifest, "v1"), (&twin, "v1"), (&image.manifest, "v1")] {
+        upstream.tag("team/app", at, moved);
+        assert!(mirror.get("/v2/team/app/manifests/v1").answer().await.is(&moved.bytes));
+        for content in [&image.manifest, &twin] {
+            let path = format!("/v2/team/app/manifests/{}", content.digest);
+            for accept in ["*/*", OCI_MANIFEST, "application/json"] {
+                let answer = mirror.get(&path).header("accept", accept).answer().await;
+                assert!(answer.is(&content.bytes), "{accept}: {answer:?}");
+                assert_eq!(answer.header("docker-content-digest"), content.digest);
+            }
+        }
+    }
+    mirror.until_kept(2).await;
+}
+
 /// Digests that are none are refused wherever they stand.
 #[tokio::test]
 async fn cve_2024_3727_ghsa_6wvf_f2vw_3425() {
@@ -82,6 +112,19 @@ async fn cve_2024_3727_ghsa_6wvf_f2vw_3425() {
             );
         }
     }
+    // In a manifest: one is handed on as it is, or not at all, and nothing is asked for by that name.
+    for digest in &bad {
+        let layer = json!({"mediaType": "x", "digest": digest, "size": 1});
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer], "config": layer, "subject": layer,
+        });
+        let manifest = Content::new(Algorithm::Sha256, OCI_MANIFEST, manifest.to_string());
+        upstream.push_manifest("team/app", &manifest);
+        let path = format!("/v2/team/app/manifests/{}", manifest.digest);
+        let answer = mirror.get(&path).answer().await;
+        assert!(answer.is(&manifest.bytes) || answer.status >= 400, "{digest}");
+        assert_eq!(upstream.count(&On::any(digest)), 0, "{digest}");
+    }
     for digest in bad {
         upstream.next(
             1,
@@ -94,9 +137,79 @@ async fn cve_2024_3727_ghsa_6wvf_f2vw_3425() {
     }
 }
 
-/// What is on loopback under another name is another host.
-fn elsewhere(upstream: &Upstream) -> String {
-    upstream.url().replace("127.0.0.1", "localhost")
+/// The same in what is pushed: as the digest of an upload, of a mount, of a manifest, and inside one.
+#[tokio::test]
+async fn cve_2024_3727_ghsa_6wvf_f2vw_3425_pushed() {
+    let two = Two::start().await;
+    let (image, hex) = (image::oci(1).build(), "a".repeat(64));
+    two.push("alice", "a/app", "v1", &image).await;
+    let kept = two.mirror.check_store();
+    for digest in [
+        "sha256:../../x".to_owned(),
+        "sha256:..%2f..%2fx".to_owned(),
+        format!("sha256:{}", &hex[1..]),
+        format!("sha256:{}", hex.to_uppercase()),
+        format!("sha256:{hex}%3Fx"),
+        format!("sha256%3A{hex}%00"),
+        "sha256:".to_owned(),
+    ] {
+        let uploads = "/v2/a/app/blobs/uploads/";
+        let push = |path: &str| two.as_("alice", Method::POST, path).body("abc").answer();
+        push(&format!("{uploads}?digest={digest}")).await.assert_error(400, "DIGEST_INVALID");
+        let mount = push(&format!("{uploads}?mount={digest}&from=a/other")).await;
+        assert!([202, 400].contains(&mount.status), "{digest}: {}", mount.status);
+        let begun = push(uploads).await.header("location").to_owned();
+        let put = two.as_("alice", Method::PUT, &format!("{begun}?digest={digest}"));
+        put.answer().await.assert_error(400, "DIGEST_INVALID");
+        let named = two.manifest("alice", "a/app", &digest, &image.manifest).answer().await;
+        assert!([400, 404, 405].contains(&named.status), "{digest}: {}", named.status);
+        let text = String::from_utf8_lossy(&image.manifest.bytes);
+        let text = text.replace(&image.config.digest, &digest);
+        let inside = Content::new(Algorithm::Sha256, OCI_MANIFEST, text);
+        let inside = two.manifest("alice", "a/app", "v2", &inside).answer().await;
+        assert_eq!(inside.status, 400, "{digest}: {:?}", inside.body);
+    }
+    assert_eq!(two.mirror.check_store(), kept);
+    let tags = two.as_("alice", Method::GET, "/v2/a/app/tags/list").answer().await;
+    assert_eq!(tags.json()["tags"], json!(["v1"]));
+}
+
+/// A name inside an image is no name: what is pulled or pushed is called what the request calls it.
+#[tokio::test]
+async fn cve_2026_50195_ghsa_cvxm_645q_p574() {
+    let names = json!({
+        "org.opencontainers.image.ref.name": "latest",
+        "io.containerd.image.name": "registry.test/team/app:latest",
+        "org.opencontainers.image.base.name": "registry.test/library/alpine:3",
+    });
+    let image = image::oci(1).build();
+    let mut child = image.manifest.descriptor();
+    child["annotations"] = names.clone();
+    let index = json!({
+        "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child], "annotations": names,
+    });
+    let index = Content::new(Algorithm::Sha256, OCI_INDEX, index.to_string());
+    // From an upstream.
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "v1", &image);
+    upstream.push_manifest("team/app", &index);
+    upstream.tag("team/app", "evil", &index);
+    let mirror = before(&upstream).start().await;
+    assert!(mirror.get("/v2/team/app/manifests/evil").answer().await.is(&index.bytes));
+    mirror.pull("team/app", "v1", &image).await;
+    upstream.stop().await;
+    for other in ["team/app/manifests/latest", "library/alpine/manifests/3"] {
+        assert_eq!(mirror.get(&format!("/v2/{other}")).answer().await.status, 503, "{other}");
+    }
+    // From a client.
+    let two = Two::start().await;
+    two.push("alice", "a/app", "v1", &image).await;
+    let put = two.manifest("alice", "a/app", "evil", &index).answer().await;
+    assert_eq!(put.status, 201, "{:?}", put.body);
+    let tags = two.as_("alice", Method::GET, "/v2/a/app/tags/list").answer().await;
+    assert_eq!(tags.json()["tags"], json!(["evil", "v1"]));
+    let latest = two.as_("alice", Method::GET, "/v2/a/app/manifests/latest").answer().await;
+    latest.assert_error(404, "MANIFEST_UNKNOWN");
 }
 
 /// oras: neither a realm nor a redirect on another host gets the credentials.
@@ -157,6 +270,44 @@ async fn ghsa_jxpm_75mh_9fp7() {
     assert_eq!(evil.connections(), 0);
     let asked = upstream.asked(&On::any("/v2/"));
     assert!(asked.iter().all(|one| matches!(one.method.as_str(), "GET" | "HEAD")), "{asked:?}");
+}
+
+/// ggcr and malcontent: no answer of any kind leads us to an address nearer than its author, be it of
+/// the registry or of its token service.
+#[tokio::test]
+async fn ggcr_2193_ggcr_2258_ghsa_9m43_p3cx_w8j5() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    upstream.set(|registry| {
+        let mut bearer = Bearer::usual();
+        bearer.account = Some(Account::new("u", "hunter2"));
+        registry.auth = Auth::Bearer(bearer);
+    });
+    let mirror = before(&upstream).with("auth: {username: u, password: hunter2}").start().await;
+    for (on, path) in [
+        ("/token", "/v2/team/app/manifests/v1".to_owned()),
+        ("/manifests/", format!("/v2/team/app/manifests/{}", image.manifest.digest)),
+        ("/blobs/", format!("/v2/team/app/blobs/{}", image.config.digest)),
+        ("/tags/", "/v2/team/app/tags/list".to_owned()),
+        ("/referrers/", format!("/v2/team/app/referrers/{}", image.manifest.digest)),
+    ] {
+        for to in
+            ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://0.0.0.0/", "gopher://x/"]
+        {
+            upstream.always(On::any(on), Fault::Redirect(302, to.to_owned()));
+            let answer = mirror.get(&path).answer().await;
+            // A redirect is how some registries say that they know no referrers.
+            if on == "/referrers/" {
+                assert_eq!(answer.json()["manifests"], json!([]), "{to}");
+            } else {
+                assert!(answer.status >= 500, "{on} {to}: {answer:?}");
+                answer.error();
+            }
+            upstream.behave();
+        }
+    }
+    assert!(!mirror.log().contains("hunter2"));
 }
 
 /// Lists without end are bounded: a million referrers, a link that leads to itself.

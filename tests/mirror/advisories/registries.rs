@@ -6,14 +6,14 @@ use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::Two;
+use super::{Two, believes, status};
 use crate::clients::{basic, bearer, htpasswd};
 use crate::keys::{Signer, claims};
 use crate::support::auth::{Account, Auth, Bearer, People};
 use crate::support::client::raw_request;
 use crate::support::fault::{Fault, Gate};
 use crate::support::image::{self, Algorithm, Content, OCI_INDEX, OCI_MANIFEST};
-use crate::support::mirror::{Mirror, before, until};
+use crate::support::mirror::{before, until};
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
 
@@ -65,21 +65,6 @@ async fn cve_2026_41888() {
         assert_eq!(raw_request(mirror.address(), line).await.status, 405, "{line}");
     }
     assert_eq!(upstream.connections(), 0);
-}
-
-/// A mirror that believes the tokens of `signer`, and lets `ci` pull.
-async fn believes(signer: &Signer, upstream: &Upstream) -> Mirror {
-    let setup = before(upstream);
-    let file = setup.folder().join("keys.json");
-    std::fs::write(&file, json!({"keys": [signer.public()]}).to_string()).expect("a file");
-    let jwt = format!("jwt: {{jwks: {}, issuer: them, audience: mirror}}", file.display());
-    let rule = "{users: [ci], actions: [pull], repositories: ['**']}";
-    setup.raw(&format!("clients:\n  {jwt}\n  rules: [{rule}]")).start().await
-}
-
-async fn status(mirror: &Mirror, token: &str) -> u16 {
-    let ask = mirror.get("/v2/team/app/manifests/v1").header("authorization", token);
-    ask.answer().await.status
 }
 
 /// No key that a token brings along, no way to one, and no other algorithm makes it good.
