@@ -227,6 +227,19 @@ pub fn is_ambiguous(session: &ServerSession) -> bool {
             .any(|w| w == b"\ncontent-length:")
 }
 
+/// Refuses a head that is beyond use, and ends the connection. Cancel safe: the client may be gone.
+pub async fn malformed(session: &mut ServerSession) {
+    const BODY: &[u8] =
+        br#"{"errors":[{"code":"UNSUPPORTED","message":"malformed request","detail":null}]}"#;
+    let mut head = ServerSession::generate_error(400);
+    // Without a type a browser would guess one.
+    let json = HeaderValue::from_static("application/json");
+    let typed = head.insert_header(http::header::CONTENT_TYPE, json);
+    if typed.and_then(|()| head.set_content_length(BODY.len())).is_ok() {
+        let _ = session.write_error_response(head, Bytes::from_static(BODY)).await; // as above
+    }
+}
+
 /// HTTP/1.0 knows no chunks: its client waits until the size is known.
 async fn without_chunks(session: &ServerSession, mut answer: Answer) -> Result<Answer, String> {
     if session.req_header().version == Version::HTTP_10

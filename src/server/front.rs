@@ -67,8 +67,7 @@ impl Front {
                 if !session.is_http2()
                     && answer.as_ref().map_or_else(|e| is_malformed(e), |read| *read) =>
             {
-                let body = r#"{"errors":[{"code":"UNSUPPORTED","message":"malformed request","detail":null}]}"#;
-                let _ = session.respond_error_with_body(400, body.into()).await; // the client may be gone
+                respond::malformed(session).await;
                 None
             }
             Ok(_) | Err(_) => None,

@@ -21,8 +21,8 @@ pub enum Reach {
 }
 
 impl Reach {
-    /// Judges an address; `None` for those that no registry has: link-local (where clouds keep
-    /// their metadata services), multicast, unspecified, documentation.
+    /// Judges an address; `None` for those that no registry has: link-local, multicast, unspecified,
+    /// and wherever else clouds keep their metadata services.
     pub fn of(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V4(v4) => Self::of_v4(v4),
@@ -34,6 +34,10 @@ impl Reach {
     }
 
     fn of_v4(ip: Ipv4Addr) -> Option<Self> {
+        // What Alibaba, Azure and Oracle say of a machine to whoever asks from it.
+        if matches!(ip.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192]) {
+            return None;
+        }
         let [a, b, ..] = ip.octets();
         match (a, b) {
             (127, _) => Some(Self::Loopback),
@@ -46,6 +50,10 @@ impl Reach {
 
     fn of_v6(ip: Ipv6Addr) -> Option<Self> {
         let first = ip.segments()[0];
+        // The same of AWS and Google: private by their form.
+        if matches!(ip.segments(), [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, ..]) {
+            return None;
+        }
         if ip.is_loopback() {
             Some(Self::Loopback)
         } else if ip.is_unspecified() || ip.is_multicast() || first & 0xffc0 == 0xfe80 {
@@ -129,9 +137,19 @@ mod tests {
         for loopback in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"] {
             assert_eq!(reach(loopback), Some(Reach::Loopback), "{loopback}");
         }
-        for never in
-            ["169.254.169.254", "0.0.0.0", "::", "fe80::1", "224.0.0.1", "::ffff:169.254.169.254"]
-        {
+        for never in [
+            "169.254.169.254",
+            "0.0.0.0",
+            "::",
+            "fe80::1",
+            "224.0.0.1",
+            "::ffff:169.254.169.254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+        ] {
             assert_eq!(reach(never), None, "{never}");
         }
     }

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_go_only_where_they_belong() {
+    fn cve_2019_10214_t16_credentials_go_only_where_they_belong() {
         let hub = Url::parse("https://registry-1.docker.io").unwrap();
         let permit = |realm: &str, secret| {
             bearer(realm).permit("hub", &hub, Reach::Public, &["named.test".into()], secret).is_ok()

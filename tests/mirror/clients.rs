@@ -27,7 +27,7 @@ pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-fn htpasswd(setup: &Setup, users: &[(&str, &str)]) -> std::path::PathBuf {
+pub(crate) fn htpasswd(setup: &Setup, users: &[(&str, &str)]) -> std::path::PathBuf {
     let lines: String = users
         .iter()
         .map(|(user, password)| {
@@ -217,8 +217,10 @@ async fn forged_expired_and_foreign_tokens_are_refused() {
     assert_eq!(all.tag("secret/app", Some(&good)).await.status, 401);
 }
 
+/// Harbor: a token from before its user was made anew, or removed, is worth nothing.
 #[tokio::test]
-async fn a_user_who_is_gone_or_has_another_password_is_gone_with_his_tokens() {
+async fn harbor_22900_harbor_23270_a_user_who_is_gone_or_has_another_password_is_gone_with_his_tokens()
+ {
     let hash = |password: &str| bcrypt::hash(password, 4).expect("a hash");
     let gone = format!("eve:{}\n", hash("evening"));
     let changed = format!("ci:{}\n", hash("another"));
@@ -413,8 +415,9 @@ async fn pushes_and_lists_of_hosted_repositories_go_by_the_rules() {
     assert_eq!(get("/v2/_catalog".to_owned(), Some("ci")).await, 403);
 }
 
+/// Quay: an upload is for the one who began it, under the repository that he began it in.
 #[tokio::test]
-async fn an_upload_belongs_to_who_began_it() {
+async fn cve_2026_32589_an_upload_belongs_to_who_began_it() {
     let upstream = Upstream::start().await;
     let setup = before(&upstream);
     let file = htpasswd(&setup, &[("ci", "pw"), ("eve", "pw")]);
@@ -429,9 +432,19 @@ async fn an_upload_belongs_to_who_began_it() {
     let begun = ask(Method::POST, "/v2/team/app/blobs/uploads/", "ci").await;
     assert_eq!(begun.status, 202);
     let location = begun.header("location").to_owned();
-    for method in [Method::GET, Method::PATCH, Method::DELETE] {
-        let answer = ask(method.clone(), &location, "eve").await;
-        assert_eq!(answer.status, 404, "{method}: an id tells nothing to others");
+    // Its id tells nothing to others, nor to its owner where he names another repository of his.
+    let elsewhere = location.replace("team/app", "team/other");
+    let digest = image::Content::blob(1, 1).digest;
+    for (method, query) in [
+        (Method::GET, String::new()),
+        (Method::PATCH, String::new()),
+        (Method::PUT, format!("?digest={digest}")),
+        (Method::DELETE, String::new()),
+    ] {
+        for (path, user) in [(&elsewhere, "ci"), (&elsewhere, "eve"), (&location, "eve")] {
+            let answer = ask(method.clone(), &format!("{path}{query}"), user).await;
+            answer.assert_error(404, "BLOB_UPLOAD_UNKNOWN");
+        }
     }
     assert_eq!(ask(Method::GET, &location, "ci").await.status, 204);
     assert_eq!(ask(Method::DELETE, &location, "ci").await.status, 204);

@@ -80,7 +80,7 @@ async fn one_caller_begins_only_so_many_downloads_and_hits_go_on() {
 }
 
 #[tokio::test]
-async fn a_pull_beside_clients_that_hang_is_not_held_up() {
+async fn t7_a_pull_beside_clients_that_hang_is_not_held_up() {
     let upstream = Upstream::start().await;
     let image = image::oci(1).build();
     upstream.push("team/app", "v1", &image);
@@ -115,7 +115,7 @@ async fn a_pull_beside_clients_that_hang_is_not_held_up() {
 }
 
 #[tokio::test]
-async fn a_flood_of_resets_harms_nobody_else() {
+async fn t10_a_flood_of_resets_harms_nobody_else() {
     let (upstream, authority) = (Upstream::start().await, Authority::new());
     let image = image::oci(1).build();
     upstream.push("team/app", "v1", &image);

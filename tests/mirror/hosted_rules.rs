@@ -15,8 +15,9 @@ async fn start(more: &str) -> (Upstream, Mirror) {
     (upstream, mirror)
 }
 
+/// zot: to create is not to replace.
 #[tokio::test]
-async fn a_tag_that_cannot_be_moved_stays() {
+async fn cve_2026_31801_ghsa_85jx_fm8m_x8c6_a_tag_that_cannot_be_moved_stays() {
     let rule = "immutable: [{repositories: ['team/**'], tags: ['v*']}]";
     let (_upstream, mirror) = start(rule).await;
     let (one, two) = (image::oci(1).build(), image::oci(2).build());

@@ -13,7 +13,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -97,34 +97,40 @@ impl Service {
     }
 }
 
-struct Signer {
+/// Who signs tokens of somebody else's service, rightly or not.
+pub(crate) struct Signer {
     id: &'static str,
     pair: Ed25519KeyPair,
 }
 
 impl Signer {
-    fn new(id: &'static str, seed: u8) -> Self {
+    pub(crate) fn new(id: &'static str, seed: u8) -> Self {
         Self { id, pair: Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("a key") }
     }
 
-    fn public(&self) -> serde_json::Value {
+    pub(crate) fn public(&self) -> Value {
         let x = URL_SAFE_NO_PAD.encode(self.pair.public_key().as_ref());
         json!({"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": x})
     }
 
     fn token(&self) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let head = json!({"alg": "EdDSA", "kid": self.id}).to_string();
-        let claims = json!({
-            "iss": "https://issuer.test", "aud": "mirror", "sub": "ci", "iat": now, "exp": now + 3600,
-        });
-        let body = format!(
-            "{}.{}",
-            URL_SAFE_NO_PAD.encode(head),
-            URL_SAFE_NO_PAD.encode(claims.to_string())
-        );
+        let mut claims = claims();
+        claims["iss"] = json!("https://issuer.test");
+        self.sign(&json!({"alg": "EdDSA", "kid": self.id}), &claims)
+    }
+
+    /// A token of this head and these claims, with a good signature.
+    pub(crate) fn sign(&self, head: &Value, claims: &Value) -> String {
+        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+        let body = format!("{}.{}", encode(head), encode(claims));
         format!("Bearer {body}.{}", URL_SAFE_NO_PAD.encode(self.pair.sign(body.as_bytes())))
     }
+}
+
+/// What a good token says, of the service `them`, for the audience `mirror`, of the user `ci`.
+pub(crate) fn claims() -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    json!({"iss": "them", "aud": "mirror", "sub": "ci", "iat": now, "exp": now + 3600})
 }
 
 fn clients(jwks: &str, ca: &Path, more: &str) -> String {

@@ -62,7 +62,6 @@ mod segments;
 mod smuggling;
 mod support;
 mod tags;
-mod threats;
 mod through;
 mod tls;
 mod tokens;

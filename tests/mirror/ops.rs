@@ -117,8 +117,9 @@ async fn ls_lists_repositories_tags_and_objects_in_bounded_pages() {
     assert!(refused(&scene.mirror, &["ls", "--objects", "best"]).await.contains("biggest"));
 }
 
+/// distribution: what leaves one repository leaves no other that has it, too.
 #[tokio::test]
-async fn purge_lets_an_image_leave_and_nothing_that_others_need() {
+async fn distribution_2367_purge_lets_an_image_leave_and_nothing_that_others_need() {
     let scene = Scene::new("max_size: 1GB").await;
     scene.upstream.push("copy", "v2", &scene.second);
     scene.mirror.pull("copy", "v2", &scene.second).await;

@@ -14,18 +14,18 @@ use crate::support::mirror::{Mirror, Setup, before, until};
 use crate::support::record::On;
 use crate::support::upstream::Upstream;
 
-const ALICE: &str = "alice-secret-1";
-const BOB: &str = "bob-secret-2";
-const CAROL: &str = "carol-secret-3";
+pub(crate) const ALICE: &str = "alice-secret-1";
+pub(crate) const BOB: &str = "bob-secret-2";
+pub(crate) const CAROL: &str = "carol-secret-3";
 
 /// A registry with three people and a public repository, and a mirror that forgets quickly.
-async fn start(refusal: u16, more: &str) -> (Upstream, Mirror) {
+pub(crate) async fn start(refusal: u16, more: &str) -> (Upstream, Mirror) {
     let upstream = people(refusal).await;
     let mirror = setup(&upstream, more).start().await;
     (upstream, mirror)
 }
 
-async fn people(refusal: u16) -> Upstream {
+pub(crate) async fn people(refusal: u16) -> Upstream {
     let upstream = Upstream::start().await;
     let accounts =
         [Account::new("alice", ALICE), Account::new("bob", BOB), Account::new("carol", CAROL)];
@@ -39,7 +39,7 @@ async fn people(refusal: u16) -> Upstream {
     upstream
 }
 
-fn setup(upstream: &Upstream, more: &str) -> Setup {
+pub(crate) fn setup(upstream: &Upstream, more: &str) -> Setup {
     before(upstream)
         .with(&format!(
             "stall_timeout: 60s\nauth: {{passthrough: {{allow_ttl: 1s, deny_ttl: 1s, public_ttl: 1s{more}}}}}"
@@ -47,14 +47,14 @@ fn setup(upstream: &Upstream, more: &str) -> Setup {
         .raw("server: {max_fills_per_caller: 1000}")
 }
 
-fn with_people(upstream: &Upstream, change: impl FnOnce(&mut People)) {
+pub(crate) fn with_people(upstream: &Upstream, change: impl FnOnce(&mut People)) {
     upstream.set(|registry| match &mut registry.auth {
         Auth::People(people) => change(people),
         _ => unreachable!("this registry has people"),
     });
 }
 
-fn as_(ask: Ask, user: &str, password: &str) -> Ask {
+pub(crate) fn as_(ask: Ask, user: &str, password: &str) -> Ask {
     ask.header("authorization", &basic(user, password))
 }
 
@@ -218,8 +218,9 @@ impl Cell {
     }
 }
 
+/// Gitea and distribution: a path is no way in, and each reads by his own rights, held or not.
 #[tokio::test]
-async fn the_matrix_of_who_may_read_what() {
+async fn cve_2026_27771_distribution_1899_the_matrix_of_who_may_read_what() {
     let (upstream, mirror) = start(401, "").await;
     let mut cells = Vec::new();
     for state in STATES {
@@ -323,7 +324,7 @@ async fn docker_login_is_told_at_once_that_a_password_is_wrong() {
 }
 
 #[tokio::test]
-async fn while_the_upstream_is_down_no_right_arises_and_none_goes_on_unless_told() {
+async fn t5_while_the_upstream_is_down_no_right_arises_and_none_goes_on_unless_told() {
     for (more, extended) in [("", false), (", stale_for: 1h", true)] {
         let (upstream, mirror) = start(401, more).await;
         let image = image::oci(1).build();
@@ -340,11 +341,17 @@ async fn while_the_upstream_is_down_no_right_arises_and_none_goes_on_unless_told
             let ask = user.map_or(ask.clone(), |(user, password)| as_(ask, user, password));
             assert_eq!(ask.answer().await.status, 503, "{user:?}");
         }
+        // What was withdrawn meanwhile is gone once the upstream can say so.
+        with_people(&upstream, |people| people.revoke("alice", "alice/app"));
+        upstream.restart();
+        let ask = || as_(mirror.get(&path), "alice", ALICE);
+        until("the end of a right", ask, |answer| answer.status == 403).await;
     }
 }
 
+/// Of those who join one cold fetch each has been judged by himself.
 #[tokio::test]
-async fn a_cold_fill_is_joined_only_by_those_who_may() {
+async fn t4_a_cold_fill_is_joined_only_by_those_who_may() {
     let (upstream, mirror) = start(401, "").await;
     let blob = upstream.blob("alice/app", 1, 500_000);
     with_people(&upstream, |people| people.let_read("alice", "alice/app"));
@@ -402,8 +409,9 @@ async fn one_upstreams_credentials_never_reach_another() {
     assert_eq!(by_token("two.test").await.status, 401);
 }
 
+/// A right by the shared login is no right of a caller.
 #[tokio::test]
-async fn shared_credentials_are_another_matter_than_the_callers_own() {
+async fn t3_shared_credentials_are_another_matter_than_the_callers_own() {
     let upstream = people(401).await;
     let image = image::oci(1).build();
     upstream.push("alice/app", "v1", &image);
@@ -433,7 +441,7 @@ async fn shared_credentials_are_another_matter_than_the_callers_own() {
 }
 
 #[tokio::test]
-async fn a_reference_in_somebody_elses_manifest_proves_nothing() {
+async fn t1_a_reference_in_somebody_elses_manifest_proves_nothing() {
     let (upstream, mirror) = start(401, "").await;
     let secret = image::oci(1).build();
     upstream.push("alice/app", "v1", &secret);

@@ -240,9 +240,9 @@ async fn redirects_that_lead_nowhere_are_errors_that_name_the_upstream() {
     }
 }
 
-/// CVE-2024-45336, CVE-2025-4673.
+/// Go: whoever loses credentials on the way does not find them again, not even back at home.
 #[tokio::test]
-async fn credentials_do_not_come_back_on_a_redirect_that_returns() {
+async fn cve_2024_45336_cve_2025_4673_credentials_do_not_come_back_on_a_redirect_that_returns() {
     let account = Account::new("robot", "s3cret-p4ssword");
     let (upstream, other) = (Upstream::start().await, Upstream::start().await);
     let blob = upstream.blob("team/app", 1, 1000);

@@ -135,7 +135,7 @@ async fn an_unknown_ns_is_not_found_and_nothing_is_dialled() {
 }
 
 #[tokio::test]
-async fn a_repeated_ns_is_refused_and_nothing_is_dialled() {
+async fn t14_a_repeated_ns_is_refused_and_nothing_is_dialled() {
     let two = Two::start().await;
     for query in ["ns=a.test&ns=b.test", "ns=a.test&ns=a.test", "ns=a.test&x=1&n%73=b.test"] {
         let answer = two.mirror.get(&format!("/v2/team/app/manifests/v1?{query}")).answer().await;
@@ -146,11 +146,33 @@ async fn a_repeated_ns_is_refused_and_nothing_is_dialled() {
 }
 
 #[tokio::test]
-async fn an_ns_in_an_odd_form_is_the_same_upstream_or_refused() {
+async fn t14_an_ns_in_an_odd_form_is_the_same_upstream_or_refused() {
     let two = Two::start().await;
-    for ns in ["B.TEST", "b.test.", "b.test:443", "b%2Etest"] {
+    for ns in ["B.TEST", "b.test.", "b.test:443", "b%2Etest", "B.Test.:443"] {
         let answer = two.mirror.get(&format!("/v2/team/app/manifests/v1?ns={ns}")).answer().await;
         assert!(two.is_b(&answer) || (400..500).contains(&answer.status), "{ns}: {answer:?}");
+    }
+    // What only looks like it is no name of it: other full stops, wide letters, another alphabet's.
+    for ns in [
+        "b%E2%80%A4test",
+        "b%E3%80%82test",
+        "%EF%BD%82.test",
+        "b.t%D0%B5st",
+        "b.test%C2%AD",
+        "xn--b.test",
+        "b%C3%BCcher.test",
+        "b.test..",
+        ".b.test",
+        "b.test%00",
+        "b.test:443:443",
+        "b.test:99999",
+        "",
+    ] {
+        let b = two.b.count(&On::any(""));
+        let answer = two.mirror.get(&format!("/v2/team/app/manifests/v1?ns={ns}")).answer().await;
+        assert!([400, 404].contains(&answer.status), "{ns}: {answer:?}");
+        answer.error();
+        assert_eq!(two.b.count(&On::any("")), b, "{ns}");
     }
     assert_eq!(two.a.connections(), 0, "never the default");
 }

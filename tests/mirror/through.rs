@@ -339,8 +339,9 @@ async fn without_the_key_nothing_is_passed_on_and_the_key_is_named() {
     assert_eq!(upstream.count(&On::any("")), 0);
 }
 
+/// oras: the upstream says where an upload goes on, and its own host is the only answer.
 #[tokio::test]
-async fn an_upload_leads_nowhere_but_where_it_began() {
+async fn ghsa_jxpm_75mh_9fp7_an_upload_leads_nowhere_but_where_it_began() {
     let (upstream, mirror) = start("").await;
     let other = Upstream::start().await;
     for host in
