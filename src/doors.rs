@@ -25,7 +25,7 @@ mod secrets;
 
 pub use self::caller::{Caller, Door, Knock};
 use self::secrets::random;
-pub use self::secrets::random_key;
+pub use self::secrets::{inherit_secret, own_secret, random_key};
 
 /// The longest `Authorization` that is looked at.
 const AUTHORIZATION_BYTES_MAX: usize = 20 * 1024;

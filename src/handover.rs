@@ -3,7 +3,7 @@
 //!
 //! The process before starts the new binary with one end of a pair of sockets as its standard input,
 //! and `PIERHEAD_HANDOVER` set. Over it go the listening sockets and the lock of the cache folder, with
-//! a line of JSON that says which is which. `serving` comes back once the new process accepts; `draining`
+//! a line of JSON that says which is which and what tokens are signed with. `serving` comes back once the new process accepts; `draining`
 //! with the bytes that are still to be kept answers that, and the end of the stream says that
 //! the process before has gone. Whoever dies shows by the same end: no process id is believed.
 
@@ -18,6 +18,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use zeroize::Zeroizing;
 
 /// Says that standard input is the process before. No key of the configuration.
 pub const VARIABLE: &str = "PIERHEAD_HANDOVER";
@@ -62,6 +63,9 @@ struct Message {
     listening: Vec<Listening>,
     lock: Lock,
     hosting: bool,
+    /// A version before this one had none.
+    #[serde(default)]
+    secret: Vec<u8>,
 }
 
 /// What a process may begin with.
@@ -72,6 +76,8 @@ pub struct Inherited {
     pub lock: Option<(OwnedFd, (u64, u64))>,
     /// Whether the process before hosts repositories, which it may still change.
     pub hosting: bool,
+    /// What the process before signs with where nothing is configured; empty where none was told.
+    pub secret: Zeroizing<Vec<u8>>,
     /// The process before, where there is one.
     pub before: Option<Before>,
 }
@@ -122,7 +128,8 @@ impl Inherited {
         }
         let lock = Some((next()?, message.lock.file));
         let before = Some(Before(BufReader::new(stream)));
-        Ok(Self { sockets, lock, hosting: message.hosting, before })
+        let (hosting, secret) = (message.hosting, Zeroizing::new(message.secret));
+        Ok(Self { sockets, lock, hosting, secret, before })
     }
 
     /// The socket for a configured address, where one has come.
@@ -183,7 +190,7 @@ impl Successor {
         program: &PathBuf,
         listening: Vec<Listening>,
         lock: Lock,
-        hosting: bool,
+        (hosting, secret): (bool, &[u8]),
     ) -> io::Result<Self> {
         if listening.len() > SOCKETS_MAX {
             return Err(io::Error::other("too many addresses to hand over; restart instead"));
@@ -197,7 +204,8 @@ impl Successor {
             .spawn()?;
         let mut fds: Vec<RawFd> = listening.iter().map(|one| one.fd).collect();
         fds.push(lock.fd);
-        let mut line = serde_json::to_vec(&Message { listening, lock, hosting })?;
+        let mut line =
+            serde_json::to_vec(&Message { listening, lock, hosting, secret: secret.to_vec() })?;
         line.push(b'\n');
         // Some kilobytes: they fit the socket's buffer, whatever the other side does.
         let rights = [ControlMessage::ScmRights(&fds)];

@@ -81,6 +81,7 @@ pub fn start(config: &Config) -> anyhow::Result<Running> {
 /// # Errors
 /// As `start`.
 pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<Running> {
+    doors::inherit_secret(&inherited.secret);
     let disk = Disk::open_with(&config.cache.path, inherited.lock.take())?;
     let shared = disk.is_handed();
     let metrics = Arc::new(Metrics::new()?);

@@ -1,7 +1,7 @@
 //! What the doors rest on: users, and keys that may be random. A reload keeps what has not changed, so
 //! that nobody has to log in anew.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -41,6 +41,30 @@ pub(super) fn issuer(config: &Config, before: Option<&Doors>) -> Result<Option<A
     Ok(Some(issuer))
 }
 
+/// What this process signs with where nothing is configured.
+static OWN: OnceLock<Zeroizing<[u8; 32]>> = OnceLock::new();
+
+/// What this process signs with where nothing is configured; for the process that takes over from it,
+/// so that nobody has to log in anew and uploads that were begun go on.
+///
+/// # Errors
+/// `Internal` where there is no randomness.
+pub fn own_secret() -> Result<&'static [u8; 32]> {
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let fresh = random::<32>()?;
+    Ok(OWN.get_or_init(|| fresh))
+}
+
+/// Signs from now on with what the process before this one signed with. To be called before any key is
+/// made; what is no secret of ours changes nothing.
+pub fn inherit_secret(secret: &[u8]) {
+    if let Ok(secret) = <[u8; 32]>::try_from(secret) {
+        let _ = OWN.set(Zeroizing::new(secret)); // set here, before anybody else
+    }
+}
+
 /// What signs our tokens. The same as before, where the same is configured, or nothing is.
 pub(super) fn keys(config: &Config, before: Option<(&Doors, &Config)>) -> Result<Arc<Keys>> {
     let secret = |config: &Config| config.clients.as_ref().and_then(|c| c.token_key.clone());
@@ -48,7 +72,7 @@ pub(super) fn keys(config: &Config, before: Option<(&Doors, &Config)>) -> Result
     Ok(match (same, secret(config)) {
         (Some((doors, _)), _) => Arc::clone(&doors.keys),
         (None, Some(secret)) => Arc::new(Keys::new(secret.reveal().as_bytes())?),
-        (None, None) => Arc::new(Keys::new(&*random::<32>()?)?),
+        (None, None) => Arc::new(Keys::new(own_secret()?)?),
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Running;
+use crate::doors;
 use crate::handover::{Before, Heard, Lock, Successor};
 use crate::keeper::Company;
 use crate::limits::HANDED_OVER_DRAIN;
@@ -52,8 +53,10 @@ impl Running {
         let (fd, file) = mirror.store.disk().lock().map_err(text)?;
         let hosting = !mirror.config().hosted.repositories.is_empty();
         let lock = Lock { file, fd };
+        let secret = doors::own_secret().map_err(|error| error.to_string())?;
+        let begin = (hosting, &secret[..]);
         let mut new =
-            Successor::start(program, self.listening.clone(), lock, hosting).map_err(text)?;
+            Successor::start(program, self.listening.clone(), lock, begin).map_err(text)?;
         tracing::info!(pid = new.id(), program = %program.display(), "upgrade: the new process starts");
         let within = mirror.config().server.upgrade_timeout;
         let serves = tokio::time::timeout(within.get(), new.serves()).await;

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::clients::{basic, bearer};
 use crate::support::client::Lasting;
 use crate::support::fault::{Fault, Gate};
 use crate::support::image::{self, Content};
@@ -194,6 +195,33 @@ async fn kill_9_of_the_old_process_once_the_new_one_serves_loses_nothing_that_is
     let asked = upstream.asked(&On::get(&blob.digest));
     assert!(asked.last().unwrap().header("range").starts_with("bytes="), "{}", upstream.story());
     mirror.until_kept(2).await;
+}
+
+/// Without `token_key`: what signs tokens is made by each process for itself, and handed over.
+#[tokio::test]
+async fn nobody_has_to_log_in_anew() {
+    let upstream = Upstream::start().await;
+    let image = image::oci(1).build();
+    upstream.push("team/app", "v1", &image);
+    let setup = before(&upstream).own_program();
+    let file = setup.folder().join("htpasswd");
+    std::fs::write(&file, format!("ci:{}\n", bcrypt::hash("pw", 4).unwrap())).unwrap();
+    let rules = format!(
+        "clients: {{htpasswd: {}, rules: [{{users: [ci], actions: [pull], repositories: ['**']}}]}}",
+        file.display()
+    );
+    let mut mirror = setup.raw(&rules).start().await;
+    let ask = mirror.get("/token?service=pierhead&scope=repository:team/app:pull");
+    let token = bearer(&ask.header("authorization", &basic("ci", "pw")).answer().await);
+    let old = mirror.upgrade().await;
+    let pull = mirror.get("/v2/team/app/manifests/v1").header("authorization", &token);
+    assert!(pull.answer().await.is(&image.manifest.bytes));
+    mirror.until_gone(old).await;
+    // The one after it, too.
+    mirror.until_said(1, "the process before has ended").await;
+    mirror.upgrade().await;
+    let pull = mirror.get("/v2/team/app/manifests/v1").header("authorization", &token);
+    assert!(pull.answer().await.is(&image.manifest.bytes));
 }
 
 #[tokio::test]
