@@ -103,7 +103,11 @@ impl Blobs {
         let elsewhere = match self.fills.find(&digest) {
             Some(fill) if linked || fill.place == *place => return Ok(self.follow(fill)),
             Some(_) => true,
-            None => !linked && self.held_blob(digest).await.is_some(),
+            None => match self.held_blob(digest).await {
+                // Its fill has ended between the two looks.
+                Some(content) if linked => return Ok(Blob::Held(content)),
+                held => held.is_some(),
+            },
         };
         if head {
             return self.size(upstream, place, digest).await.map(Blob::Size);
