@@ -38,7 +38,7 @@ pub struct Source {
 #[derive(Debug)]
 pub enum Passing {
     /// By a transfer of his own.
-    Alone(Relay),
+    Alone(Box<Relay>),
     /// By one that others read too. The size that was told comes along.
     Shared(Reader, Option<u64>),
 }
@@ -57,9 +57,13 @@ impl Passing {
     ) -> Result<Self> {
         let begin = || Relay::begin(source.clone(), position, file.clone());
         let shared = if is_provable { relays.join_or(source, position, begin()) } else { None };
-        let Some(mut reader) = shared else { return begin().await.map(Self::Alone) };
+        let Some(mut reader) = shared else { return begin().await.map(Self::alone) };
         let size = reader.size().await?;
         Ok(Self::Shared(reader, size))
+    }
+
+    fn alone(relay: Relay) -> Self {
+        Self::Alone(Box::new(relay))
     }
 
     /// The whole size in bytes, where the upstream told it.
@@ -77,7 +81,7 @@ impl Passing {
             Self::Shared(reader, size) => {
                 // A part is nobody else's, and leaves nobody waiting.
                 if span.start > 0 || size.is_some_and(|size| span.end < size) {
-                    *self = Self::Alone(Relay::part(reader.source(), *size, span));
+                    *self = Self::alone(Relay::part(reader.source(), *size, span));
                 }
             }
         }

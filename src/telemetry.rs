@@ -83,7 +83,7 @@ pub fn set_level(log: &Log) {
 /// Pingora's own remarks are for its developers, and are left out unless they are asked for.
 fn filter(log: &Log) -> EnvFilter {
     let usual = log.level.eq_ignore_ascii_case("info");
-    let level = if usual { "info,pingora_core=warn" } else { &log.level };
+    let level = if usual { "info,pingora_core=warn,pingora_core::apps=off" } else { &log.level };
     EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(level))
         .unwrap_or_else(|_| EnvFilter::new("info"))

@@ -1,7 +1,7 @@
 //! Traces: a span for each request and each fill, sent by OTLP over HTTP to whoever collects them.
 //!
-//! A request is traced where its client says so by a `traceparent`, and where it says nothing by chance
-//! (`traces.ratio`). What is not traced has no `Span`, and costs one look at an `Option`. Spans that have
+//! A client that sends a `traceparent` decides, yes or no; of the others the share `traces.ratio` is
+//! traced, by chance. What is not traced has no `Span`, and costs one look at an `Option`. Spans that have
 //! ended wait in a queue of bounded length for a thread of their own; nothing waits for that.
 //!
 //! All of it is behind the feature `otel`. Without it the same names stand for types that have no

@@ -7,21 +7,24 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::apps::{
+    HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp,
+};
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::tls::TlsRef;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::certificates::{Authorities, Certificates, common_name};
 use crate::config;
@@ -29,6 +32,9 @@ use crate::metrics::Metrics;
 
 /// Connections that wait for a place; more are closed, since each costs a descriptor.
 const WAITING_MAX: usize = 1024;
+
+/// How long a client's first bytes are waited for once the server stops.
+const STOPPED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long Pingora keeps a connection until the mirror has said for how long.
 const KEPT_SECONDS: u64 = 60;
@@ -202,11 +208,31 @@ impl<A: HttpServerApp + Send + Sync + 'static> Gate<A> {
         let app = Arc::clone(&passage.app);
         drop(passage);
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            ServerApp::process_new(&app, stream, &stop).await;
+            self.many_at_once(app, stream, &stop).await;
         } else {
             one_by_one(&app, stream, &stop).await;
         }
         Some(())
+    }
+
+    /// The requests of an HTTP/2 connection, by Pingora, which waits for ever for the client's first
+    /// bytes: not here, and not once the server stops.
+    async fn many_at_once(&self, app: Arc<A>, stream: Stream, stop: &ShutdownWatch) {
+        let app = Arc::new(Prefaced { app, is_next: AtomicBool::new(false), came: Notify::new() });
+        let mut serve = ServerApp::process_new(&app, stream, stop);
+        let mut stopping = stop.clone();
+        let came = tokio::select! {
+            _ = &mut serve => return,
+            came = tokio::time::timeout(self.places.patience(), app.came.notified()) => came.is_ok(),
+            () = async {
+                // Whoever has just connected is heard.
+                let _ = stopping.wait_for(|stopping| *stopping).await;
+                tokio::time::sleep(STOPPED_WITHIN).await;
+            } => false,
+        };
+        if came {
+            serve.await;
+        }
     }
 
     /// Makes the handshake, within the deadline.
@@ -236,6 +262,37 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         let (gate, stop) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { gate.connection(stream, stop).await });
         None
+    }
+}
+
+/// An application that hears when a client's HTTP/2 preface has come: Pingora asks for its options for
+/// HTTP/2 before, and for those of the server once more after that.
+struct Prefaced<A> {
+    app: Arc<A>,
+    is_next: AtomicBool,
+    came: Notify,
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Prefaced<A> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        self.app.process_new_http(session, shutdown).await
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.is_next.store(true, Ordering::Relaxed);
+        self.app.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        if self.is_next.load(Ordering::Relaxed) {
+            self.came.notify_one();
+        }
+        self.app.server_options()
     }
 }
 

@@ -349,7 +349,8 @@ fn check(file: &File, json: bool) -> ExitCode {
             if !loaded.warnings.is_empty() {
                 eprintln!("{}", loaded.warnings);
             }
-            sayln!("{name}: good, {} upstreams", loaded.config.upstreams.len());
+            let count = loaded.config.upstreams.len();
+            sayln!("{name}: good, {count} upstream{}", if count == 1 { "" } else { "s" });
         }
         Err(faults) => {
             if json {

@@ -16,6 +16,15 @@ use crate::upstream::Upstream;
 /// How long after an index its children are known as such.
 const REMEMBERED_FOR: Duration = Duration::from_secs(120);
 
+/// Children of one index that are remembered; real ones have under thirty.
+const CHILDREN_MAX: usize = 64;
+
+/// The longest word that a platform may have to be remembered.
+const WORD_BYTES_MAX: usize = 32;
+
+/// Indexes that are remembered.
+const INDEXES_MAX: u64 = 1000;
+
 /// For how long an upstream's clients are expected to want a platform again.
 const WANTED_FOR: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,16 +48,21 @@ pub(super) struct Platforms {
 impl Platforms {
     pub(super) fn new() -> Self {
         Self {
-            indexes: Moka::builder().max_capacity(1000).time_to_live(REMEMBERED_FOR).build(),
-            children: Moka::builder().max_capacity(10_000).time_to_live(REMEMBERED_FOR).build(),
-            wanted: Moka::builder().max_capacity(1000).time_to_live(WANTED_FOR).build(),
+            indexes: Moka::builder().max_capacity(INDEXES_MAX).time_to_live(REMEMBERED_FOR).build(),
+            children: Moka::builder()
+                .max_capacity(10 * INDEXES_MAX)
+                .time_to_live(REMEMBERED_FOR)
+                .build(),
+            wanted: Moka::builder().max_capacity(INDEXES_MAX).time_to_live(WANTED_FOR).build(),
         }
     }
 
     /// Notes what an index that has just come from upstream is made of.
     pub(super) fn note(&self, place: &Place, index: Digest, manifest: &Manifest) {
         let of = |child: &Descriptor| Some((child.digest, child.platform.clone()?));
-        let children: Children = manifest.manifests.iter().filter_map(of).collect();
+        let is_short = |(_, platform): &(Digest, Platform)| is_short(platform);
+        let children = manifest.manifests.iter().filter_map(of).filter(is_short);
+        let children: Children = children.take(CHILDREN_MAX).collect();
         for (child, platform) in children.iter() {
             self.children.insert((place.clone(), *child), platform.clone());
         }
@@ -74,6 +88,11 @@ impl Platforms {
         let expected = children.filter(|(_, platform)| is_wanted(platform));
         expected.map(|(child, _)| *child).take(AHEAD_MAX).collect()
     }
+}
+
+fn is_short(Platform { architecture, os, variant }: &Platform) -> bool {
+    let words = [Some(architecture), Some(os), variant.as_ref()];
+    words.into_iter().flatten().all(|word| word.len() <= WORD_BYTES_MAX)
 }
 
 impl Manifests {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Relay, Source};
 use crate::digest::{Digest, Hasher};
@@ -22,11 +22,15 @@ const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 /// Windows at once; further transfers are for one client each.
 const WINDOWS_MAX: usize = 16;
 
-/// How long the beginning stays in the window, for those who ask at the same moment.
+/// How long the beginning stays at least, from the upstream's answer on, for those who ask at the same
+/// moment; a window that is full waits for that.
 const GATHERED_FOR: Duration = Duration::from_millis(200);
 
-/// How long the others wait for somebody, in all, beside a tenth of the time that has passed.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long most of the others wait for somebody.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What of that each piece makes good that he reads after all: a crowd of one speed is not parted.
+const MADE_GOOD: Duration = Duration::from_millis(10);
 
 /// How often it is looked whom they wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -35,8 +39,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 type Key = (Digest, Place, Who);
 
 /// The transfers that can be joined.
-#[derive(Debug, Default)]
-pub struct Relays(Mutex<HashMap<Key, Weak<Window>>>);
+#[derive(Debug)]
+pub struct Relays {
+    /// The newest of each.
+    windows: Mutex<HashMap<Key, Weak<Window>>>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Relays {
+    fn default() -> Self {
+        Self { windows: Mutex::default(), places: Arc::new(Semaphore::new(WINDOWS_MAX)) }
+    }
+}
 
 impl Relays {
     /// Joins a transfer that still has what begins at `position`, or has `make` begin one there.
@@ -48,18 +62,16 @@ impl Relays {
         make: impl Future<Output = Result<Relay>> + Send + 'static,
     ) -> Option<Reader> {
         let key = (source.digest, source.place.clone(), source.upstream.who());
-        let mut windows = self.0.lock();
+        let mut windows = self.windows.lock();
         let known = windows.get(&key).and_then(Weak::upgrade);
         if let Some(reader) = known.and_then(|window| window.join(source, position)) {
             return Some(reader);
         }
         windows.retain(|_, window| window.strong_count() > 0);
-        if windows.len() >= WINDOWS_MAX {
-            return None;
-        }
-        let (moved, seen) = watch::channel(());
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let (moved, changes) = watch::channel(());
         let state = Mutex::new(State::at(position));
-        let window = Arc::new(Window { state, taken: Notify::new(), seen });
+        let window = Arc::new(Window { state, read_on: Notify::new(), changes, _place: place });
         let reader = window.join(source, position);
         windows.insert(key, Arc::downgrade(&window));
         tokio::spawn(async move { window.fill(make, &moved).await });
@@ -72,9 +84,10 @@ impl Relays {
 struct Window {
     state: Mutex<State>,
     /// A reader has gone on, or away.
-    taken: Notify,
+    read_on: Notify,
     /// Changes with everything that comes, and at the end.
-    seen: watch::Receiver<()>,
+    changes: watch::Receiver<()>,
+    _place: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -87,8 +100,9 @@ struct State {
     next: u64,
     readers: HashMap<u64, Stand>,
     /// Those who were too slow, with the hash of what they have had.
-    left: HashMap<u64, Hasher>,
+    parted: HashMap<u64, Hasher>,
     readers_ever: u64,
+    /// When the upstream has answered.
     begun: Instant,
     end: Option<Result<()>>,
 }
@@ -122,7 +136,7 @@ impl State {
             pieces: VecDeque::new(),
             next: position,
             readers: HashMap::new(),
-            left: HashMap::new(),
+            parted: HashMap::new(),
             readers_ever: 0,
             begun: Instant::now(),
             end: None,
@@ -130,7 +144,7 @@ impl State {
     }
 
     fn answered(&mut self, size: Option<u64>) {
-        (self.is_answered, self.size) = (true, size);
+        (self.is_answered, self.size, self.begun) = (true, size, Instant::now());
     }
 
     fn begins(&self) -> u64 {
@@ -151,37 +165,42 @@ impl State {
     /// Drops what everybody has had, where that makes room, once all have gathered: whoever comes while
     /// the beginning is here can join.
     fn make_room(&mut self) {
-        let gathered = self.begun.elapsed() >= GATHERED_FOR;
+        let gathered = self.has_gathered();
         let last = self.readers.values().map(|stand| stand.at).min().unwrap_or(self.next);
         while gathered && self.is_full() && self.pieces.front().is_some_and(|p| p.end() <= last) {
             self.pieces.pop_front();
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.next - self.begins() >= WINDOW_BYTES
+    fn has_gathered(&self) -> bool {
+        self.begun.elapsed() >= GATHERED_FOR
     }
 
-    /// Charges the last ones with what the others have waited, and parts with who has been charged
-    /// too much. Nobody waits for somebody who is alone.
+    /// Nothing is read ahead for a single reader: there is nobody to share it with.
+    fn is_full(&self) -> bool {
+        let is_alone = self.readers.len() == 1 && self.has_gathered();
+        self.next - self.begins() >= if is_alone { 1 } else { WINDOW_BYTES }
+    }
+
+    /// Charges the last ones with what most of the others have waited, and parts with who has been
+    /// charged too much. Nobody waits for somebody who is alone.
     fn charge(&mut self, waited: Duration) {
         let begins = self.begins();
-        let starving = self.readers.values().any(|stand| stand.at == self.next);
-        if !starving || self.begun.elapsed() < GATHERED_FOR {
+        let starving = self.readers.values().filter(|stand| stand.at == self.next).count();
+        if starving == 0 || 2 * starving < self.readers.len() || !self.has_gathered() {
             return;
         }
-        let most = PATIENCE + self.begun.elapsed() / 10;
         let mut late = Vec::new();
         for (id, stand) in self.readers.iter_mut().filter(|(_, stand)| stand.at == begins) {
             stand.waited_for += waited;
-            if stand.waited_for > most {
+            if stand.waited_for > PATIENCE {
                 late.push(*id);
             }
         }
         let Some(hasher) = self.pieces.front().map(|piece| piece.hasher.clone()) else { return };
         for id in late {
             self.readers.remove(&id);
-            self.left.insert(id, hasher.clone());
+            self.parted.insert(id, hasher.clone());
         }
     }
 }
@@ -197,8 +216,8 @@ impl Window {
         let id = state.readers_ever;
         state.readers_ever += 1;
         state.readers.insert(id, Stand { at: position, waited_for: Duration::ZERO });
-        let (window, seen) = (Arc::clone(self), self.seen.clone());
-        Some(Reader { window, id, at: position, seen, source: source.clone(), alone: None })
+        let seat = Seat { window: Arc::clone(self), id, changes: self.changes.clone() };
+        Some(Reader { way: Way::Shared(seat), at: position, source: source.clone() })
     }
 
     /// Brings what there is, for as long as somebody wants it.
@@ -240,7 +259,7 @@ impl Window {
             }
             let began = Instant::now();
             // In time or not: it is looked again.
-            let _ = tokio::time::timeout(LOOK_EVERY, self.taken.notified()).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, self.read_on.notified()).await;
             self.state.lock().charge(began.elapsed());
         }
     }
@@ -249,13 +268,24 @@ impl Window {
 /// One client's way through a shared transfer.
 #[derive(Debug)]
 pub struct Reader {
+    way: Way,
+    at: u64,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Way {
+    Shared(Seat),
+    /// The others did not wait. Nothing of the window is held any more.
+    Alone(Box<Relay>),
+}
+
+/// A reader's place in a window.
+#[derive(Debug)]
+struct Seat {
     window: Arc<Window>,
     id: u64,
-    at: u64,
-    seen: watch::Receiver<()>,
-    source: Source,
-    /// Where the others did not wait.
-    alone: Option<Relay>,
+    changes: watch::Receiver<()>,
 }
 
 /// What there is for a reader.
@@ -263,7 +293,6 @@ enum Next {
     Bytes(Bytes),
     End(Result<()>),
     Alone(Hasher),
-    Nothing,
 }
 
 impl Reader {
@@ -272,13 +301,46 @@ impl Reader {
         &self.source
     }
 
-    /// Waits for the whole size, where the upstream tells it. Cancel safe.
+    /// Waits for the whole size; `None` where the upstream does not tell it. Cancel safe.
     ///
     /// # Errors
     /// The upstream's, where it has nothing.
     pub(super) async fn size(&mut self) -> Result<Option<u64>> {
+        match &mut self.way {
+            Way::Shared(seat) => seat.size().await,
+            Way::Alone(relay) => Ok(relay.size),
+        }
+    }
+
+    /// The next bytes; `None` at the end, when the digest was right. Not cancel safe.
+    ///
+    /// # Errors
+    /// The transfer's.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            self.seen.borrow_and_update();
+            let next = match &mut self.way {
+                Way::Shared(seat) => seat.next(self.at).await?,
+                Way::Alone(relay) => return relay.next().await,
+            };
+            match next {
+                Next::Bytes(bytes) => {
+                    self.at += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                Next::End(end) => return end.map(|()| None),
+                Next::Alone(hasher) => {
+                    let relay = Relay::new(&self.source, Some(hasher), self.at);
+                    self.way = Way::Alone(Box::new(relay));
+                }
+            }
+        }
+    }
+}
+
+impl Seat {
+    async fn size(&mut self) -> Result<Option<u64>> {
+        loop {
+            self.changes.borrow_and_update();
             {
                 let state = self.window.state.lock();
                 if state.is_answered {
@@ -292,58 +354,44 @@ impl Reader {
         }
     }
 
-    /// The next bytes; `None` at the end, when the digest was right. Not cancel safe.
-    ///
-    /// # Errors
-    /// The transfer's.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
+    async fn next(&mut self, at: u64) -> Result<Next> {
         loop {
-            if let Some(relay) = &mut self.alone {
-                return relay.next().await;
+            self.changes.borrow_and_update();
+            if let Some(next) = self.take_next(at) {
+                return Ok(next);
             }
-            self.seen.borrow_and_update();
-            match self.look() {
-                Next::Bytes(bytes) => {
-                    self.at += bytes.len() as u64;
-                    self.window.taken.notify_one();
-                    return Ok(Some(bytes));
-                }
-                Next::End(end) => return end.map(|()| None),
-                Next::Alone(hasher) => {
-                    self.alone = Some(Relay::new(&self.source, Some(hasher), self.at));
-                }
-                Next::Nothing => self.changed().await?,
-            }
+            self.changed().await?;
         }
     }
 
-    fn look(&self) -> Next {
+    fn take_next(&self, at: u64) -> Option<Next> {
         let mut state = self.window.state.lock();
-        if let Some(hasher) = state.left.remove(&self.id) {
-            return Next::Alone(hasher);
+        if let Some(hasher) = state.parted.remove(&self.id) {
+            return Some(Next::Alone(hasher));
         }
-        if let Some(piece) = state.piece(self.at) {
-            let (bytes, end) = (piece.bytes.clone(), piece.end());
-            if let Some(stand) = state.readers.get_mut(&self.id) {
-                stand.at = end;
-            }
-            return Next::Bytes(bytes);
+        let Some(piece) = state.piece(at) else { return state.end.clone().map(Next::End) };
+        let (bytes, end) = (piece.bytes.clone(), piece.end());
+        if let Some(stand) = state.readers.get_mut(&self.id) {
+            stand.at = end;
+            stand.waited_for = stand.waited_for.saturating_sub(MADE_GOOD);
         }
-        state.end.clone().map_or(Next::Nothing, Next::End)
+        drop(state);
+        self.window.read_on.notify_one();
+        Some(Next::Bytes(bytes))
     }
 
     async fn changed(&mut self) -> Result<()> {
         let dropped = |e| Error::internal("a transfer was dropped", e);
-        self.seen.changed().await.map_err(dropped)
+        self.changes.changed().await.map_err(dropped)
     }
 }
 
-impl Drop for Reader {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.window.state.lock();
         state.readers.remove(&self.id);
-        state.left.remove(&self.id);
+        state.parted.remove(&self.id);
         drop(state);
-        self.window.taken.notify_one();
+        self.window.read_on.notify_one();
     }
 }

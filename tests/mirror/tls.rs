@@ -7,7 +7,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::Signal;
 use rustls::{HandshakeKind, ProtocolVersion};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Barrier;
 
 use crate::support::image;
@@ -25,6 +25,24 @@ fn with_tls(setup: Setup, authority: &Authority, more: &str) -> (Setup, Pair) {
     let pair = authority.issue(setup.folder(), "mirror", &["localhost", "127.0.0.1"]);
     let listen = listen(&pair, more);
     (setup.listen(&listen), pair)
+}
+
+/// Pingora would wait for the first bytes for ever, and hold a place for them.
+#[tokio::test]
+async fn a_client_that_chose_http2_and_says_nothing_is_closed_and_one_that_rests_is_not() {
+    let (upstream, authority) = (Upstream::start().await, Authority::new());
+    let (setup, _) = with_tls(before(&upstream), &authority, "");
+    let mirror = setup.raw("server: {header_timeout: 1s}").start().await;
+    let client = authority.client(None, &["h2"]);
+    let mut resting = client.h2(mirror.address()).await.expect("a connection");
+    for half in [&b""[..], b"PRI * HTTP/2.0"] {
+        let mut silent = client.connect(mirror.address(), "localhost").await.expect("a handshake");
+        silent.write_all(half).await.expect("it is still open");
+        let mut rest = Vec::new();
+        let _ended = soon("the end of a silence", silent.read_to_end(&mut rest)).await;
+    }
+    // Both took longer than the deadline for first bytes.
+    assert_eq!(resting.get("/v2/").await.expect("an answer").0, 200);
 }
 
 /// The subject of the certificate that the mirror shows to new connections.

@@ -156,11 +156,29 @@ impl Client {
         address: SocketAddr,
         path: &str,
     ) -> Result<(u16, Bytes), String> {
+        self.h2(address).await?.get(path).await
+    }
+
+    /// A connection by HTTP/2.
+    pub(crate) async fn h2(&self, address: SocketAddr) -> Result<Connection, String> {
         let stream = self.connect(address, "localhost").await.map_err(|e| e.to_string())?;
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
+        let (sender, connection) = handshake.map_err(|e| e.to_string())?;
         tokio::spawn(connection);
-        let mut request = request(address, path, &[]);
+        Ok(Connection { address, sender })
+    }
+}
+
+/// A connection by HTTP/2.
+pub(crate) struct Connection {
+    address: SocketAddr,
+    sender: http2::SendRequest<Empty<Bytes>>,
+}
+
+impl Connection {
+    pub(crate) async fn get(&mut self, path: &str) -> Result<(u16, Bytes), String> {
+        let Self { address, sender } = self;
+        let mut request = request(*address, path, &[]);
         *request.uri_mut() = format!("https://{address}{path}").parse().expect("a URL");
         request.headers_mut().remove("host");
         let sent = soon("the head of an answer", sender.send_request(request)).await;
