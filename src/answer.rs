@@ -77,6 +77,7 @@ pub async fn blob(blob: Blob, digest: &Digest, conditions: &Conditions) -> Resul
         Blob::Held(_) | Blob::Whole(..) => Cache::Hit,
         Blob::Filling(_, true) => Cache::Collapsed,
         Blob::Filling(_, false) => Cache::Miss,
+        Blob::Passing(_) => Cache::Passed,
         Blob::Size(_) => Cache::Bypass,
     };
     if let Some(answer) = not_modified(digest, conditions, cache) {
@@ -95,6 +96,10 @@ pub async fn blob(blob: Blob, digest: &Digest, conditions: &Conditions) -> Resul
             return Ok(described(answer, digest));
         }
         Blob::Filling(follower, _) => follow(follower, conditions, cache).await?,
+        Blob::Passing(passing) => {
+            let size = passing.size();
+            (Content::Relay(Box::new(passing)), size, cache)
+        }
     };
     let Some(size) = size else {
         let answer = Answer::new(StatusCode::OK, Body::Unsized(content), cache);

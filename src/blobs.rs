@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fill::{Fill, Fills, Follower, Why};
 use crate::filling;
 use crate::flight::{Flights, Who};
+use crate::relay::Passing;
 use crate::store::{Content, Link, Place, Store};
 use crate::traces::Span;
 use crate::upstream::ask::{self, Ask};
@@ -27,6 +28,8 @@ pub enum Blob {
     Whole(Follower, u64),
     /// It is on its way. The flag says whether another request had started that.
     Filling(Follower, bool),
+    /// It is passed on to others at this moment, without being kept.
+    Passing(Passing),
     /// Only its size was asked.
     Size(u64),
 }
@@ -123,6 +126,9 @@ impl Blobs {
         }
         if let Some(fill) = self.fills.find(&digest).filter(|fill| fill.place == *place) {
             return Ok(self.follow(fill));
+        }
+        if let Some(passing) = self.fills.passing(upstream, place, digest).await {
+            return Ok(Blob::Passing(passing));
         }
         let begun = begin()?;
         let (follower, joined) =

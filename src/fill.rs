@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::limits::{FILL_HELPERS_MAX, FILLS_MAX, FILLS_WRITING_MAX};
 use crate::metrics::Metrics;
 use crate::relay::shared::Relays;
+use crate::relay::{Passing, Source};
 use crate::store::{Place, Store};
 use crate::traces::Span;
 use crate::upstream::Upstream;
@@ -150,6 +151,17 @@ impl Fills {
         fills.sort_by_key(|fill| fill.begun);
         fills.truncate(n);
         (fills.iter().map(|fill| fill.seen()).collect(), all)
+    }
+
+    /// What was found not to be kept and is passed on at this moment: no fill has to find that again.
+    pub async fn passing(
+        &self,
+        upstream: &Arc<Upstream>,
+        place: &Place,
+        digest: Digest,
+    ) -> Option<Passing> {
+        let source = Source { upstream: Arc::clone(upstream), place: place.clone(), digest };
+        Passing::join(&self.relays, &source).await
     }
 
     /// How many are under way.

@@ -62,6 +62,15 @@ impl Passing {
         Ok(Self::Shared(reader, size))
     }
 
+    /// Joins what is passed on to others at this moment and still has its beginning, by the same
+    /// credentials from the same place.
+    pub async fn join(relays: &Relays, source: &Source) -> Option<Self> {
+        let mut reader = relays.join(source)?;
+        // Where that fails, whoever asks begins anew and is told why.
+        let size = reader.size().await.ok()?;
+        Some(Self::Shared(reader, size))
+    }
+
     fn alone(relay: Relay) -> Self {
         Self::Alone(Box::new(relay))
     }

@@ -52,7 +52,17 @@ impl Default for Relays {
     }
 }
 
+fn key(source: &Source) -> Key {
+    (source.digest, source.place.clone(), source.upstream.who())
+}
+
 impl Relays {
+    /// Joins a transfer that still has its beginning.
+    pub(super) fn join(&self, source: &Source) -> Option<Reader> {
+        let known = self.windows.lock().get(&key(source)).and_then(Weak::upgrade);
+        known.and_then(|window| window.join(source, 0))
+    }
+
     /// Joins a transfer that still has what begins at `position`, or has `make` begin one there.
     /// `None` where there are too many.
     pub(super) fn join_or(
@@ -61,7 +71,7 @@ impl Relays {
         position: u64,
         make: impl Future<Output = Result<Relay>> + Send + 'static,
     ) -> Option<Reader> {
-        let key = (source.digest, source.place.clone(), source.upstream.who());
+        let key = key(source);
         let mut windows = self.windows.lock();
         let known = windows.get(&key).and_then(Weak::upgrade);
         if let Some(reader) = known.and_then(|window| window.join(source, position)) {
