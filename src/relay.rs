@@ -89,7 +89,7 @@ impl Passing {
             Self::Alone(relay) => relay.only(span),
             Self::Shared(reader, size) => {
                 // A part is nobody else's, and leaves nobody waiting.
-                if span.start > 0 || size.is_some_and(|size| span.end < size) {
+                if is_part(span, *size) {
                     *self = Self::alone(Relay::part(reader.source(), *size, span));
                 }
             }
@@ -170,8 +170,7 @@ impl Relay {
     }
 
     fn only(&mut self, span: Span) {
-        // A span without an end is the whole of what has no size yet.
-        if span.start > 0 || self.size.is_some_and(|size| span.end < size) {
+        if is_part(span, self.size) {
             self.hasher = None;
             if span.start != self.position {
                 self.position = span.start;
@@ -288,6 +287,11 @@ impl Relay {
         self.held_bytes += bytes.len() as u64;
         self.held.push_back((bytes, before));
     }
+}
+
+/// Whether a span is less than all. One without an end is the whole of what has no size yet.
+fn is_part(span: Span, size: Option<u64>) -> bool {
+    span.start > 0 || size.is_some_and(|size| span.end < size)
 }
 
 fn hash_to(file: &File, digest: Digest, to: u64) -> std::io::Result<Hasher> {
