@@ -136,6 +136,8 @@ pub mod hosting;
 
 pub mod through;
 
+pub mod pacing;
+
 pub mod transport;
 
 pub mod server;

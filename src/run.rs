@@ -25,6 +25,7 @@ use crate::doors;
 use crate::handover::{Inherited, Listening};
 use crate::keeper::Company;
 use crate::metrics::Metrics;
+use crate::pacing::Pacing;
 use crate::server::{Current, Front, Mirror, bounds};
 use crate::steward::Steward;
 use crate::store::Store;
@@ -131,11 +132,7 @@ pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<R
         tokio::spawn(async move { tended.tend(unknown).await }),
         serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
-    let mut pulls = Vec::new();
-    for (bound, passage) in pull.into_iter().zip(&configured.passages) {
-        let (passage, places) = (Arc::clone(passage), Arc::clone(&configured.places));
-        pulls.push(serve("pull", vec![bound], Gate { passage, places }, pull_stopped.clone())?);
-    }
+    let pulls = open_gates(pull, &configured, &pull_stopped)?;
     services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
     metrics.configured(Some(unix_seconds()));
     if let Some(before) = inherited.before {
@@ -217,6 +214,25 @@ impl Running {
             service.abort();
         }
     }
+}
+
+/// Lets clients in, each address by its passage.
+fn open_gates(
+    bound: Vec<TcpListener>,
+    configured: &Configured,
+    stopped: &ShutdownWatch,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let pacing = Pacing::of_system();
+    let open = |(listener, passage): (TcpListener, &Arc<_>)| {
+        pacing.lift(&listener);
+        let gate = Gate {
+            passage: Arc::clone(passage),
+            places: Arc::clone(&configured.places),
+            pacing: pacing.clone(),
+        };
+        serve("pull", vec![listener], gate, stopped.clone())
+    };
+    bound.into_iter().zip(&configured.passages).map(open).collect()
 }
 
 /// Looks at the files each second, so that whoever renews a certificate need tell nobody.

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "borrowing Pingora's socket by its number, and preadv2")]
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use nix::sys::socket::MsgFlags;
+use nix::sys::socket::sockopt::TcpCongestion;
+use nix::sys::socket::{self, MsgFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -115,12 +117,22 @@ impl Socket {
     }
 }
 
+/// By which algorithm a connection is sent to.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_congestion(raw: RawFd, name: &OsString) -> io::Result<()> {
+    // SAFETY: the caller holds the stream whose socket this is, so the number is open.
+    let socket = unsafe { BorrowedFd::borrow_raw(raw) };
+    socket::setsockopt(&socket, TcpCongestion, name).map_err(Into::into)
+}
+
 /// Sends what the socket takes at once, and says how much that was.
 ///
 /// # Errors
 /// What the kernel says; a full socket is none.
 pub fn send_now(raw: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    match nix::sys::socket::send(raw, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+    match socket::send(raw, bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
         Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(0),
         other => other.map_err(Into::into),
     }

@@ -29,6 +29,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::certificates::{Authorities, Certificates, common_name};
 use crate::config;
 use crate::metrics::Metrics;
+use crate::pacing::Pacing;
 
 /// Connections that wait for a place; more are closed, since each costs a descriptor.
 const WAITING_MAX: usize = 1024;
@@ -182,6 +183,8 @@ pub struct Gate<A> {
     pub passage: Arc<ArcSwap<Passage<A>>>,
     /// Shared by all addresses.
     pub places: Arc<Places>,
+    /// The listeners' own.
+    pub pacing: Pacing,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Gate<A> {
@@ -200,6 +203,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Gate<A> {
             let _waiting = places.waiting.try_acquire().ok()?;
             tokio::time::timeout(places.patience(), places.all.acquire()).await.ok()?.ok()?
         };
+        if let Some(socket) = stream.as_any().downcast_ref::<Socket>() {
+            self.pacing.settle(socket);
+        }
         let passage = Guard::into_inner(self.passage.load());
         let stream = match &passage.tls {
             Some(tls) => Box::pin(self.enter(tls, stream)).await?,

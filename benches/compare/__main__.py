@@ -147,6 +147,7 @@ def about(options):
         "cpus": os.cpu_count(),
         "cpu": cpu_model(),
         "kernel": platform.release(),
+        "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load": f"{os.getloadavg()[0]:.2f}",
         "pierhead": said(Pierhead.binary, "--version"),
         "nginx": said("nginx", "-v"),
