@@ -1,10 +1,12 @@
-//! The short way: a request on plain HTTP/1 that a ready answer fits, answered by one system call.
+//! The short way: a request that a ready answer fits, not understood again; on plain HTTP/1 answered by
+//! one system call.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::uri::Authority;
 use http::{Method, StatusCode, header};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
@@ -20,15 +22,16 @@ use crate::traces::Span;
 /// A request that may be answered the short way.
 #[derive(Debug)]
 pub struct Express {
-    socket: RawFd,
+    /// Where the socket is ours to write to; through TLS and HTTP/2 it is not.
+    socket: Option<RawFd>,
     head_only: bool,
 }
 
 impl Express {
-    /// Whether nothing but path, query and host decide on the answer, and the socket is ours to
-    /// write to. A request with a body is left to Pingora, which drains it (CVE-2025-4366).
+    /// Whether nothing but path, query and host decide on the answer. A request with a body is left
+    /// to Pingora, which drains it (CVE-2025-4366).
     pub fn of(session: &mut ServerSession) -> Option<Self> {
-        let socket = respond::plain_socket(session)?;
+        let socket = respond::plain_socket(session);
         let head = session.req_header();
         let head_only = head.method == Method::HEAD;
         let plain = (head_only || head.method == Method::GET)
@@ -47,9 +50,27 @@ impl Express {
     /// Sends a ready answer, and counts it.
     pub async fn send(
         &self,
-        session: &ServerSession,
+        session: &mut ServerSession,
         prepared: &Prepared,
         received: Instant,
+        patience: Duration,
+    ) -> Sent {
+        let sent = if let Some(socket) = self.socket {
+            self.send_plain(socket, session, prepared, patience).await
+        } else {
+            let method = if self.head_only { Method::HEAD } else { Method::GET };
+            // On the heap: a connection that waits for its next request holds none of it.
+            Box::pin(respond::send(session, &method, prepared.answer(), patience)).await
+        };
+        prepared.served(self.head_only, sent.bytes, received.elapsed());
+        sent
+    }
+
+    async fn send_plain(
+        &self,
+        socket: RawFd,
+        session: &ServerSession,
+        prepared: &Prepared,
         patience: Duration,
     ) -> Sent {
         thread_local!(static WIRE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
@@ -57,15 +78,14 @@ impl Express {
         let rest = WIRE.with_borrow_mut(|wire| {
             wire.clear();
             prepared.write(wire, self.head_only, keep_alive);
-            sendfile::send_now(self.socket, wire).map(|sent| wire[sent..].to_vec())
+            sendfile::send_now(socket, wire).map(|sent| wire[sent..].to_vec())
         });
         let outcome = match rest {
             Ok(rest) if rest.is_empty() => Ok(()),
-            Ok(rest) => Socket::of(self.socket).send_bytes(&rest, patience).await,
+            Ok(rest) => Socket::of(socket).send_bytes(&rest, patience).await,
             Err(error) => Err(error),
         };
         let bytes = if self.head_only { 0 } else { prepared.length() };
-        prepared.served(self.head_only, bytes, received.elapsed());
         Sent { bytes, broken: outcome.err().map(|e| e.to_string()) }
     }
 }
@@ -101,8 +121,10 @@ pub fn line<'a>(
 /// What decides on a ready answer.
 pub fn key(session: &ServerSession, mirror: u64) -> Key<'_> {
     let head = session.req_header();
-    let host = head.headers.get(header::HOST).map(http::HeaderValue::as_bytes).unwrap_or_default();
-    Key { mirror, host, target: head.raw_path() }
+    // As the request's own host is read; HTTP/2 names it in the target.
+    let named = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = named.or_else(|| head.uri.authority().map(Authority::as_str)).unwrap_or_default();
+    Key { mirror, host: host.as_bytes(), target: head.raw_path() }
 }
 
 /// Keeps an answer ready, if it is of the kind that does not change: content by digest, small, a hit.

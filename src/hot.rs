@@ -1,7 +1,7 @@
 //! Answers that are ready to be sent: the head is written once, and the whole leaves in one write.
 //!
-//! For a second after a small, immutable answer was a hit, the same request on plain HTTP/1 gets
-//! the same bytes, without being understood again. Each thread has its own table, so no request
+//! For a second after a small, immutable answer was a hit, the same request gets the same bytes,
+//! without being understood again. Each thread has its own table, so no request
 //! waits for a lock. A second is short: what is purged, denied or moved is noticed as soon.
 
 use std::cell::RefCell;
@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 
+use crate::cache::Cache;
 use crate::metrics::Counted;
+use crate::respond::{Answer, Body};
 
 /// How long an answer is ready.
 const READY_FOR: Duration = Duration::from_secs(1);
@@ -31,6 +33,8 @@ pub struct Prepared {
     before_date: String,
     /// From behind the date to `Connection: `.
     after_date: &'static str,
+    /// The same, for where the head is not ours to write.
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
     /// The metrics that it counts in, for `GET` and for `HEAD`.
     counted: [Counted; 2],
@@ -45,19 +49,19 @@ pub struct Prepared {
 impl Prepared {
     /// An answer with 200 and these headers.
     pub fn new(
-        headers: &[(http::HeaderName, http::HeaderValue)],
+        headers: &[(HeaderName, HeaderValue)],
         body: Bytes,
         counted: [Counted; 2],
         upstream: Arc<str>,
         repository: String,
         kind: &'static str,
     ) -> Self {
+        let mut headers = headers.to_vec();
+        for (_, value) in headers.iter_mut().filter(|(name, _)| name.as_str() == "server-timing") {
+            *value = HeaderValue::from_static("mirror;desc=ready"); // that one's time is not this one's
+        }
         let mut text = format!("HTTP/1.1 {}\r\n", StatusCode::OK);
-        for (name, value) in headers {
-            if name.as_str() == "server-timing" {
-                text += "server-timing: mirror;desc=ready\r\n"; // that one's time is not this one's
-                continue;
-            }
+        for (name, value) in &headers {
             if let Ok(value) = value.to_str() {
                 let _ = write!(text, "{name}: {value}\r\n"); // a String takes all
             }
@@ -66,12 +70,19 @@ impl Prepared {
         Self {
             before_date: text,
             after_date: "\r\nconnection: ",
+            headers,
             body,
             counted,
             upstream,
             repository,
             kind,
         }
+    }
+
+    /// The answer, for whoever writes it in a form of its own.
+    pub fn answer(&self) -> Answer {
+        let (headers, body) = (self.headers.clone(), Body::Bytes(self.body.clone()));
+        Answer { status: StatusCode::OK, headers, body, cache: Cache::Hit }
     }
 
     /// The body's length.
@@ -173,7 +184,7 @@ mod tests {
 
     fn prepared() -> Prepared {
         let counted = Metrics::new().unwrap().counted("u", "blob", "GET", 200, "hit");
-        let headers = [(http::header::ETAG, http::HeaderValue::from_static("\"x\""))];
+        let headers = [(http::header::ETAG, HeaderValue::from_static("\"x\""))];
         Prepared::new(
             &headers,
             Bytes::from_static(b"body"),

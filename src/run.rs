@@ -40,6 +40,13 @@ use reload::unix_seconds;
 /// How long a connection that has been taken may be without its place.
 const SEATED_WITHIN: Duration = Duration::from_millis(100);
 
+/// What is gathered of an answer before it is sent, and held by each connection: small answers are
+/// sent by one call of ours.
+const GATHERED_BYTES: usize = 1024;
+
+/// The same over TLS, where head and body are records of their own: most manifests fit with theirs.
+const GATHERED_SECURED_BYTES: usize = 4096;
+
 /// A mirror that is running.
 #[derive(Debug)]
 pub struct Running {
@@ -130,7 +137,7 @@ pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<R
     );
     let mut services = vec![
         tokio::spawn(async move { tended.tend(unknown).await }),
-        serve("admin", admin, Plain(Arc::new(admin_app)), admin_stopped)?,
+        serve("admin", admin, GATHERED_BYTES, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
     let pulls = open_gates(pull, &configured, &pull_stopped)?;
     services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
@@ -223,14 +230,16 @@ fn open_gates(
     stopped: &ShutdownWatch,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let pacing = Pacing::of_system();
-    let open = |(listener, passage): (TcpListener, &Arc<_>)| {
+    let open = |(listener, passage): (TcpListener, &Arc<ArcSwap<Passage<Front>>>)| {
+        let is_secured = passage.load().tls.is_some();
+        let gathered = if is_secured { GATHERED_SECURED_BYTES } else { GATHERED_BYTES };
         pacing.lift(&listener);
         let gate = Gate {
             passage: Arc::clone(passage),
             places: Arc::clone(&configured.places),
             pacing: pacing.clone(),
         };
-        serve("pull", vec![listener], gate, stopped.clone())
+        serve("pull", vec![listener], gathered, gate, stopped.clone())
     };
     bound.into_iter().zip(&configured.passages).map(open).collect()
 }
@@ -268,6 +277,7 @@ fn local(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
 fn serve<A>(
     name: &str,
     bound: Vec<TcpListener>,
+    gathered: usize,
     app: A,
     stopped: ShutdownWatch,
 ) -> anyhow::Result<JoinHandle<()>>
@@ -280,9 +290,8 @@ where
         let address = listener.local_addr()?.to_string();
         listeners.add_listener(
             ListenerConfig::tcp(&address)
-                // Heads are read into a buffer of the session's own, and small answers are sent by
-                // one call of ours: what Pingora would hold for each idle connection is saved.
-                .l4_buffer(L4BufferSettings::new(0, 1024))
+                // Heads are read into a buffer of the session's own: none here.
+                .l4_buffer(L4BufferSettings::new(0, gathered))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

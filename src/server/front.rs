@@ -106,7 +106,7 @@ impl HttpServerApp for Front {
             && let Some(prepared) = hot::get(&express::key(&session, id), received)
         {
             let patience = server.send_timeout.get();
-            let sent = express.send(&session, &prepared, received, patience).await;
+            let sent = express.send(&mut session, &prepared, received, patience).await;
             let line = express::line(&session, &prepared, received, &sent, trace.as_ref());
             if mirror.config.log.access {
                 line.log();

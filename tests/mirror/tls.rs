@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::Signal;
@@ -74,6 +75,40 @@ async fn images_are_pulled_through_tls_by_both_versions_of_http() {
     assert!(status == 200 && body == image.manifest.bytes);
     let part = plain.get(mirror.address(), &path, &[("range", "bytes=5-9")]).await.expect("a part");
     assert_eq!(part, (206, blob.bytes.slice(5..10)));
+}
+
+/// Within a second of the first hit, answers are ready: HTTP/2 names the host elsewhere than HTTP/1.
+#[tokio::test]
+async fn a_ready_answer_is_whole_and_none_of_another_host() {
+    let (a, b, authority) = (Upstream::start().await, Upstream::start().await, Authority::new());
+    let image = image::oci(1).build();
+    a.push("team/app", "v1", &image);
+    b.push("team/app", "v1", &image::oci(2).build());
+    let setup = Setup::new().upstream("a.test", &a).with("hosts: [a.mirror.test]");
+    let setup = setup.upstream("b.test", &b).with("hosts: [b.mirror.test]");
+    let (setup, _) = with_tls(setup.default_upstream("a.test"), &authority, "");
+    let mirror = setup.start().await;
+    let old = authority.client(None, &["http/1.1"]);
+    let new = authority.client(None, &["h2"]);
+    let mut new = new.h2(mirror.address()).await.expect("a connection");
+    let path = format!("/v2/team/app/manifests/{}", image.manifest.digest);
+    let whole = (200, image.manifest.bytes.clone());
+    for turn in 0..20 {
+        assert_eq!(old.get(mirror.address(), &path, &[]).await.expect("an answer"), whole);
+        let got = new.ask("a.mirror.test", Method::GET, &path).await.expect("an answer");
+        assert_eq!(got, whole, "{turn}");
+        let head = new.ask("a.mirror.test", Method::HEAD, &path).await.expect("an answer");
+        assert!(head.0 == 200 && head.1.is_empty());
+        let elsewhere = new.ask("b.mirror.test", Method::GET, &path).await.expect("an answer");
+        assert_eq!(elsewhere.0, 404, "{turn}");
+    }
+    let shown = mirror.admin("/metrics").answer().await;
+    let hits = String::from_utf8_lossy(&shown.body).into_owned();
+    let hits = hits
+        .lines()
+        .filter(|line| line.contains("pierhead_requests_total") && line.contains("\"hit\""));
+    let hits: u32 = hits.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).sum();
+    assert_eq!(hits, 59, "all but the first, which was a miss");
 }
 
 #[tokio::test]

@@ -177,9 +177,21 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn get(&mut self, path: &str) -> Result<(u16, Bytes), String> {
+        let host = self.address.to_string();
+        self.ask(&host, Method::GET, path).await
+    }
+
+    /// Asks for a path of a host that lives at the same address.
+    pub(crate) async fn ask(
+        &mut self,
+        host: &str,
+        method: Method,
+        path: &str,
+    ) -> Result<(u16, Bytes), String> {
         let Self { address, sender } = self;
         let mut request = request(*address, path, &[]);
-        *request.uri_mut() = format!("https://{address}{path}").parse().expect("a URL");
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("https://{host}{path}").parse().expect("a URL");
         request.headers_mut().remove("host");
         let sent = soon("the head of an answer", sender.send_request(request)).await;
         collect(sent.map_err(|e| e.to_string())?).await
