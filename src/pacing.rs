@@ -1,114 +1,115 @@
-//! Connections within this machine go as fast as it can.
+//! Connections over loopback go as fast as the machine can.
 //!
 //! BBR, where that is the system's choice, sends by a timer at the rate that it believes a line to
 //! have. Between two programs of one machine there is no line: the timers are all that it adds, and
 //! they halve what goes through. A connection keeps its timer whatever is chosen for it later, so each
-//! begins without one, and is given what the system chose when it is seen to come from elsewhere.
+//! begins without one, and is given what was chosen when it is seen to come from elsewhere.
 
 use std::ffi::OsString;
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::socket::sockopt::TcpCongestion;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socket};
-use pingora::protocols::GetSocketDigest;
-use pingora::protocols::l4::socket::SocketAddr;
-use pingora::protocols::l4::stream::Stream;
 
 use crate::sendfile;
 
-/// What every kernel has, lets everybody choose, and does not pace.
+/// What does not pace. Every kernel has it, and as a rule lets everybody choose it.
 const UNPACED: &str = "reno";
 
-/// What the system chose, where that sends by a timer.
+/// What was chosen for an address, where that sends by a timer.
 #[derive(Clone, Debug)]
 pub struct Pacing(Option<OsString>);
 
 impl Pacing {
-    /// As a new socket has it.
-    pub fn of_system() -> Self {
-        let fresh = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
-        let chosen = fresh.and_then(|fresh| getsockopt(&fresh, TcpCongestion));
-        Self(chosen.ok().filter(|name| name.as_bytes().starts_with(b"bbr")))
+    /// Has a listener's connections begin without a timer, where they can be given it back. One that a
+    /// process before this one has lifted is set anew, by what the system chooses now.
+    pub fn lift(listener: &TcpListener) -> Self {
+        Self::try_lift(listener).unwrap_or_else(|error| {
+            tracing::warn!(%error, "congestion control cannot be chosen; connections on this machine may be paced");
+            Self(None)
+        })
     }
 
-    /// Has connections begin without a timer. Where that is refused they are as the system has them.
-    pub fn lift(&self, listener: &TcpListener) {
-        if self.0.is_some()
-            && let Err(error) = setsockopt(listener, TcpCongestion, &OsString::from(UNPACED))
-        {
-            tracing::debug!(%error, "connections within this machine are paced");
+    fn try_lift(listener: &TcpListener) -> nix::Result<Self> {
+        let found = getsockopt(listener, TcpCongestion)?;
+        let fresh = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let unpaced = OsString::from(UNPACED);
+        let chosen =
+            if found == unpaced { getsockopt(&fresh, TcpCongestion)? } else { found.clone() };
+        if !chosen.as_bytes().starts_with(b"bbr") {
+            if found != chosen {
+                setsockopt(listener, TcpCongestion, &chosen)?;
+            }
+            return Ok(Self(None));
         }
+        // What an administrator does not allow could be left, and never had again.
+        setsockopt(&fresh, TcpCongestion, &unpaced)?;
+        setsockopt(&fresh, TcpCongestion, &chosen)?;
+        setsockopt(listener, TcpCongestion, &unpaced)?;
+        Ok(Self(Some(chosen)))
     }
 
-    /// Gives a new connection back what the system chose, unless its other end is here.
-    pub fn settle(&self, stream: &Stream) {
+    /// Gives a new connection back what was chosen, unless both ends are here: `local` is asked for
+    /// where `peer` alone does not tell. What its route has chosen for it stays.
+    pub fn settle(&self, socket: RawFd, peer: IpAddr, local: impl FnOnce() -> Option<IpAddr>) {
         if let Some(chosen) = &self.0
-            && !is_within(stream)
-            && let Err(error) = sendfile::set_congestion(stream.as_raw_fd(), chosen)
+            && !peer.is_loopback()
+            && local() != Some(peer)
+            && let Err(error) = sendfile::change_congestion(socket, UNPACED, chosen)
         {
-            tracing::debug!(%error, "a connection from elsewhere is not paced");
+            tracing::debug!(%error, ?chosen, "a connection from elsewhere is sent to by {UNPACED}");
         }
     }
-}
-
-/// Whether both ends are of this machine.
-fn is_within(stream: &Stream) -> bool {
-    let Some(ends) = stream.get_socket_digest() else { return false };
-    let ip = |end: Option<&SocketAddr>| Some(end?.as_inet()?.ip().to_canonical());
-    let Some(peer) = ip(ends.peer_addr()) else { return false };
-    peer.is_loopback() || ip(ends.local_addr()) == Some(peer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pingora::protocols::SocketDigest;
+    use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
 
-    /// The server's end of a connection over loopback, of which Pingora may know both ends or none; and
-    /// a double of its socket.
-    async fn accepted(pacing: &Pacing, knows_ends: bool) -> (Stream, std::net::TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        pacing.lift(&listener);
-        listener.set_nonblocking(true).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
-        let (_client, accepted) = tokio::join!(client, listener.accept());
-        let accepted = accepted.unwrap().0.into_std().unwrap();
-        let double = accepted.try_clone().unwrap();
-        let mut stream = Stream::from(tokio::net::TcpStream::from_std(accepted).unwrap());
-        if knows_ends {
-            let ends = SocketDigest::from_raw_fd(stream.as_raw_fd());
-            stream.set_socket_digest(ends);
-        }
-        (stream, double)
+    fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
     }
 
     fn algorithm(socket: &impl std::os::fd::AsFd) -> OsString {
         getsockopt(socket, TcpCongestion).unwrap()
     }
 
-    #[tokio::test]
-    async fn only_what_comes_from_elsewhere_is_sent_as_the_system_chose() {
-        let chosen = algorithm(&TcpListener::bind("127.0.0.1:0").unwrap());
+    #[test]
+    fn only_what_comes_from_elsewhere_is_sent_as_was_chosen() {
+        let listener = listener();
+        let chosen = algorithm(&listener);
+        setsockopt(&listener, TcpCongestion, &OsString::from(UNPACED)).unwrap();
+        // As it would be where that is BBR.
         let pacing = Pacing(Some(chosen.clone()));
-        let (near, socket) = accepted(&pacing, true).await;
-        pacing.settle(&near);
-        assert_eq!(algorithm(&socket), UNPACED);
-        let (far, socket) = accepted(&pacing, false).await;
-        assert_eq!(algorithm(&socket), UNPACED);
-        pacing.settle(&far);
-        assert_eq!(algorithm(&socket), chosen);
+        let near = [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("192.0.2.1", "192.0.2.1")];
+        let far = [("192.0.2.2", "192.0.2.1")];
+        for (ends, is_near) in near.map(|e| (e, true)).into_iter().chain(far.map(|e| (e, false))) {
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, _) = listener.accept().unwrap();
+            assert_eq!(algorithm(&socket), UNPACED);
+            let (peer, local) = (ends.0.parse().unwrap(), ends.1.parse().ok());
+            pacing.settle(socket.as_raw_fd(), peer, || local);
+            let expected = if is_near { UNPACED.into() } else { chosen.clone() };
+            assert_eq!(algorithm(&socket), expected, "{ends:?}");
+        }
     }
 
-    #[tokio::test]
-    async fn where_nothing_is_paced_nothing_is_changed() {
-        let chosen = algorithm(&TcpListener::bind("127.0.0.1:0").unwrap());
-        let pacing = Pacing(None);
-        let (stream, socket) = accepted(&pacing, false).await;
-        assert_eq!(algorithm(&socket), chosen);
-        pacing.settle(&stream);
-        assert_eq!(algorithm(&socket), chosen);
+    #[test]
+    fn a_listener_is_lifted_only_from_what_paces() {
+        let chosen = algorithm(&listener());
+        let is_paced = chosen.as_bytes().starts_with(b"bbr");
+        let listener = listener();
+        for _ in ["first", "handed over"] {
+            let pacing = Pacing::lift(&listener);
+            assert_eq!(pacing.0, is_paced.then(|| chosen.clone()));
+            let expected = if is_paced { UNPACED.into() } else { chosen.clone() };
+            assert_eq!(algorithm(&listener), expected);
+            // A process before this one may have lifted it.
+            setsockopt(&listener, TcpCongestion, &OsString::from(UNPACED)).unwrap();
+        }
     }
 }

@@ -40,12 +40,12 @@ use reload::unix_seconds;
 /// How long a connection that has been taken may be without its place.
 const SEATED_WITHIN: Duration = Duration::from_millis(100);
 
-/// What is gathered of an answer before it is sent, and held by each connection: small answers are
-/// sent by one call of ours.
-const GATHERED_BYTES: usize = 1024;
+/// What Pingora gathers of an answer before it is sent. Each connection holds it, idle or not; on
+/// plain HTTP/1 small answers are sent by one call of ours.
+const WRITE_BUFFER_BYTES: usize = 1024;
 
 /// The same over TLS, where head and body are records of their own: most manifests fit with theirs.
-const GATHERED_SECURED_BYTES: usize = 4096;
+const WRITE_BUFFER_TLS_BYTES: usize = 4096;
 
 /// A mirror that is running.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ pub fn start_with(config: &Config, mut inherited: Inherited) -> anyhow::Result<R
     );
     let mut services = vec![
         tokio::spawn(async move { tended.tend(unknown).await }),
-        serve("admin", admin, GATHERED_BYTES, Plain(Arc::new(admin_app)), admin_stopped)?,
+        serve("admin", admin, WRITE_BUFFER_BYTES, Plain(Arc::new(admin_app)), admin_stopped)?,
     ];
     let pulls = open_gates(pull, &configured, &pull_stopped)?;
     services.push(tokio::spawn(watch_files(Arc::clone(&configured))));
@@ -229,17 +229,16 @@ fn open_gates(
     configured: &Configured,
     stopped: &ShutdownWatch,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let pacing = Pacing::of_system();
     let open = |(listener, passage): (TcpListener, &Arc<ArcSwap<Passage<Front>>>)| {
+        // For good: a reload may begin or end TLS here, and then only this is not made for it.
         let is_secured = passage.load().tls.is_some();
-        let gathered = if is_secured { GATHERED_SECURED_BYTES } else { GATHERED_BYTES };
-        pacing.lift(&listener);
+        let write_buffer = if is_secured { WRITE_BUFFER_TLS_BYTES } else { WRITE_BUFFER_BYTES };
         let gate = Gate {
             passage: Arc::clone(passage),
             places: Arc::clone(&configured.places),
-            pacing: pacing.clone(),
+            pacing: Pacing::lift(&listener),
         };
-        serve("pull", vec![listener], gathered, gate, stopped.clone())
+        serve("pull", vec![listener], write_buffer, gate, stopped.clone())
     };
     bound.into_iter().zip(&configured.passages).map(open).collect()
 }
@@ -277,7 +276,7 @@ fn local(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
 fn serve<A>(
     name: &str,
     bound: Vec<TcpListener>,
-    gathered: usize,
+    write_buffer: usize,
     app: A,
     stopped: ShutdownWatch,
 ) -> anyhow::Result<JoinHandle<()>>
@@ -291,7 +290,7 @@ where
         listeners.add_listener(
             ListenerConfig::tcp(&address)
                 // Heads are read into a buffer of the session's own: none here.
-                .l4_buffer(L4BufferSettings::new(0, gathered))
+                .l4_buffer(L4BufferSettings::new(0, write_buffer))
                 .tcp_socket_options(socket_options()),
         );
         fds.add(address, listener.into_raw_fd());

@@ -1,7 +1,7 @@
 //! File to socket inside the kernel, and files read without stopping a thread that serves sockets.
 //!
-//! The one room with `unsafe`: Pingora lends its socket only as a number, and two system calls have
-//! no safe wrapper.
+//! With `unsafe`, as `handover.rs`: Pingora lends its socket only as a number, and `preadv2` has no safe
+//! wrapper.
 
 #![expect(unsafe_code, reason = "borrowing Pingora's socket by its number, and preadv2")]
 
@@ -21,9 +21,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::limits::SLICE_BYTES;
 
-/// How far apart residency is probed. A file comes into memory and leaves it in long stretches, so
-/// two probes and the end tell of a step; with one every 128 KiB they were a tenth of the work.
-const PROBE_BYTES: u64 = SLICE_BYTES as u64;
+/// How far apart residency is probed: by samples it is believed, not known. Files are read whole and leave
+/// memory in long stretches; with a probe every 128 KiB, which the kernel reads at least, they
+/// were a tenth of the work.
+const PROBE_BYTES: u64 = 256 * 1024;
 
 /// A client's plain TCP socket, for the length of one transfer.
 #[derive(Debug)]
@@ -118,14 +119,17 @@ impl Socket {
     }
 }
 
-/// By which algorithm a connection is sent to.
+/// Changes the algorithm by which a connection is sent to, where it is the one that is expected.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn set_congestion(raw: RawFd, name: &OsString) -> io::Result<()> {
+pub fn change_congestion(raw: RawFd, from: &str, to: &OsString) -> io::Result<()> {
     // SAFETY: the caller holds the stream whose socket this is, so the number is open.
     let socket = unsafe { BorrowedFd::borrow_raw(raw) };
-    socket::setsockopt(&socket, TcpCongestion, name).map_err(Into::into)
+    if socket::getsockopt(&socket, TcpCongestion)? == from {
+        socket::setsockopt(&socket, TcpCongestion, to)?;
+    }
+    Ok(())
 }
 
 /// Sends what the socket takes at once, and says how much that was.

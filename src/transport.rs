@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::tls::TlsRef;
 use pingora::protocols::{ALPN, Stream};
@@ -183,7 +185,7 @@ pub struct Gate<A> {
     pub passage: Arc<ArcSwap<Passage<A>>>,
     /// Shared by all addresses.
     pub places: Arc<Places>,
-    /// The listeners' own.
+    /// The listener's own.
     pub pacing: Pacing,
 }
 
@@ -191,21 +193,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Gate<A> {
     /// One connection from its first byte to its last. What is big is on the heap while it is needed:
     /// idle connections are many.
     async fn connection(&self, stream: Stream, stop: ShutdownWatch) -> Option<()> {
-        let address = stream.get_socket_digest().and_then(|digest| {
-            digest.peer_addr().and_then(|a| a.as_inet().map(std::net::SocketAddr::ip))
-        });
-        let address = address.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let address = self.arrive(&stream);
         let places = &self.places;
-        let _seat = places.seat(address.to_canonical())?;
+        let _seat = places.seat(address)?;
         let _place = if let Ok(place) = places.all.try_acquire() {
             place
         } else {
             let _waiting = places.waiting.try_acquire().ok()?;
             tokio::time::timeout(places.patience(), places.all.acquire()).await.ok()?.ok()?
         };
-        if let Some(socket) = stream.as_any().downcast_ref::<Socket>() {
-            self.pacing.settle(socket);
-        }
         let passage = Guard::into_inner(self.passage.load());
         let stream = match &passage.tls {
             Some(tls) => Box::pin(self.enter(tls, stream)).await?,
@@ -219,6 +215,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> Gate<A> {
             one_by_one(&app, stream, &stop).await;
         }
         Some(())
+    }
+
+    /// From which address a connection comes; it is sent to as is right for one from there.
+    fn arrive(&self, stream: &Stream) -> IpAddr {
+        let ends = stream.get_socket_digest();
+        let ip = |end: Option<&SocketAddr>| Some(end?.as_inet()?.ip().to_canonical());
+        let peer = ends.as_ref().and_then(|ends| ip(ends.peer_addr()));
+        let peer = peer.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        if let Some(socket) = stream.as_any().downcast_ref::<Socket>() {
+            let local = || ends.as_ref().and_then(|ends| ip(ends.local_addr()));
+            self.pacing.settle(socket.as_raw_fd(), peer, local);
+        }
+        peer
     }
 
     /// The requests of an HTTP/2 connection, by Pingora, which waits for ever for the client's first
