@@ -60,7 +60,7 @@ impl Express {
         } else {
             let method = if self.head_only { Method::HEAD } else { Method::GET };
             // On the heap: a connection that waits for its next request holds none of it.
-            Box::pin(respond::send(session, &method, prepared.answer(), patience)).await
+            Box::pin(respond::send(session, &method, answer(prepared), patience)).await
         };
         prepared.served(self.head_only, sent.bytes, received.elapsed());
         sent
@@ -87,6 +87,16 @@ impl Express {
         };
         let bytes = if self.head_only { 0 } else { prepared.length() };
         Sent { bytes, broken: outcome.err().map(|e| e.to_string()) }
+    }
+}
+
+/// The answer, for where Pingora writes it.
+fn answer(prepared: &Prepared) -> Answer {
+    Answer {
+        status: StatusCode::OK,
+        headers: prepared.headers.clone(),
+        body: respond::Body::Bytes(prepared.body.clone()),
+        cache: Cache::Hit,
     }
 }
 

@@ -1,11 +1,11 @@
 //! Answers that are ready to be sent: the head is written once, and the whole leaves in one write.
 //!
 //! For a second after a small, immutable answer was a hit, the same request gets the same bytes,
-//! without being understood again. Each thread has its own table, so no request
-//! waits for a lock. A second is short: what is purged, denied or moved is noticed as soon.
+//! without being understood again. Each thread has its own table, so no request waits for a lock. A
+//! purge and a reload end all of them at once; whatever else leaves is noticed a second later.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,15 +13,16 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use crate::cache::Cache;
 use crate::metrics::Counted;
-use crate::respond::{Answer, Body};
 
 /// How long an answer is ready.
 const READY_FOR: Duration = Duration::from_secs(1);
 
-/// Answers a thread keeps ready.
+/// Answers a thread keeps ready, and their bytes, which `cache.memory` does not count. A thread that
+/// has nothing more to do keeps them.
 const ANSWERS_MAX: usize = 1024;
+/// See [`ANSWERS_MAX`].
+const BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Larger bodies gain nothing by one write.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -31,11 +32,10 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub struct Prepared {
     /// From the status line to `Date: `.
     before_date: String,
-    /// From behind the date to `Connection: `.
-    after_date: &'static str,
-    /// The same, for where the head is not ours to write.
-    headers: Vec<(HeaderName, HeaderValue)>,
-    body: Bytes,
+    /// The same, for where the head is not ours to write: without length, date and connection.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// All of it.
+    pub body: Bytes,
     /// The metrics that it counts in, for `GET` and for `HEAD`.
     counted: [Counted; 2],
     /// For the access log.
@@ -67,22 +67,12 @@ impl Prepared {
             }
         }
         let _ = write!(text, "content-length: {}\r\ndate: ", body.len());
-        Self {
-            before_date: text,
-            after_date: "\r\nconnection: ",
-            headers,
-            body,
-            counted,
-            upstream,
-            repository,
-            kind,
-        }
+        Self { before_date: text, headers, body, counted, upstream, repository, kind }
     }
 
-    /// The answer, for whoever writes it in a form of its own.
-    pub fn answer(&self) -> Answer {
-        let (headers, body) = (self.headers.clone(), Body::Bytes(self.body.clone()));
-        Answer { status: StatusCode::OK, headers, body, cache: Cache::Hit }
+    /// The memory that it takes under a key, about.
+    fn cost(&self, key: &[u8]) -> usize {
+        self.body.len() + 2 * self.before_date.len() + key.len() + 512
     }
 
     /// The body's length.
@@ -99,7 +89,7 @@ impl Prepared {
     pub fn write(&self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
         out.extend_from_slice(self.before_date.as_bytes());
         date(out);
-        out.extend_from_slice(self.after_date.as_bytes());
+        out.extend_from_slice(b"\r\nconnection: ");
         out.extend_from_slice(if keep_alive { b"keep-alive\r\n\r\n" } else { b"close\r\n\r\n" });
         if !head_only {
             out.extend_from_slice(&self.body);
@@ -128,38 +118,55 @@ impl Key<'_> {
     }
 }
 
+/// What a thread keeps ready.
 #[derive(Default)]
 struct Table {
-    answers: HashMap<Vec<u8>, (Instant, Arc<Prepared>)>,
+    answers: HashMap<Arc<[u8]>, (Instant, Arc<Prepared>)>,
+    /// Until when, and whose key: who ends first stands first.
+    ends: VecDeque<(Instant, Arc<[u8]>)>,
+    bytes: usize,
+    /// The key of the request that is looked at.
     key: Vec<u8>,
+}
+
+impl Table {
+    /// Lets go of what has ended.
+    fn expire(&mut self, now: Instant) {
+        while self.ends.front().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, key)) = self.ends.pop_front()
+        {
+            if let Some((_, prepared)) = self.answers.remove(&key) {
+                self.bytes -= prepared.cost(&key);
+            }
+        }
+    }
 }
 
 thread_local!(static TABLE: RefCell<Table> = RefCell::default());
 
 /// The ready answer to a request, if there is one.
 pub fn get(key: &Key<'_>, now: Instant) -> Option<Arc<Prepared>> {
-    TABLE.with_borrow_mut(|Table { answers, key: buffer }| {
-        key.bytes(buffer);
-        let (until, prepared) = answers.get(buffer.as_slice())?;
-        if now < *until {
-            return Some(Arc::clone(prepared));
-        }
-        answers.remove(buffer.as_slice());
-        None
+    TABLE.with_borrow_mut(|table| {
+        key.bytes(&mut table.key);
+        let (until, prepared) = table.answers.get(table.key.as_slice())?;
+        (now < *until).then(|| Arc::clone(prepared))
     })
 }
 
-/// Keeps an answer ready.
+/// Keeps an answer ready, where there is room.
 pub fn put(key: &Key<'_>, prepared: Prepared, now: Instant) {
-    TABLE.with_borrow_mut(|Table { answers, key: buffer }| {
-        if answers.len() >= ANSWERS_MAX {
-            answers.retain(|_, (until, _)| now < *until);
-            if answers.len() >= ANSWERS_MAX {
-                return;
-            }
+    TABLE.with_borrow_mut(|table| {
+        table.expire(now);
+        key.bytes(&mut table.key);
+        let cost = prepared.cost(&table.key);
+        let is_full = table.ends.len() >= ANSWERS_MAX || table.bytes + cost > BYTES_MAX;
+        if is_full || table.answers.contains_key(table.key.as_slice()) {
+            return;
         }
-        key.bytes(buffer);
-        answers.insert(buffer.clone(), (now + READY_FOR, Arc::new(prepared)));
+        let (until, key) = (now + READY_FOR, Arc::from(table.key.as_slice()));
+        table.ends.push_back((until, Arc::clone(&key)));
+        table.answers.insert(key, (until, Arc::new(prepared)));
+        table.bytes += cost;
     });
 }
 
@@ -183,16 +190,13 @@ mod tests {
     use crate::metrics::Metrics;
 
     fn prepared() -> Prepared {
+        with_body(Bytes::from_static(b"body"))
+    }
+
+    fn with_body(body: Bytes) -> Prepared {
         let counted = Metrics::new().unwrap().counted("u", "blob", "GET", 200, "hit");
         let headers = [(http::header::ETAG, HeaderValue::from_static("\"x\""))];
-        Prepared::new(
-            &headers,
-            Bytes::from_static(b"body"),
-            [counted.clone(), counted],
-            "u".into(),
-            "r".into(),
-            "blob",
-        )
+        Prepared::new(&headers, body, [counted.clone(), counted], "u".into(), "r".into(), "blob")
     }
 
     #[test]
@@ -204,6 +208,25 @@ mod tests {
         assert!(get(&key(1, "/v2/a"), now).is_some());
         assert!(get(&key(2, "/v2/a"), now).is_none() && get(&key(1, "/v2/b"), now).is_none());
         assert!(get(&key(1, "/v2/a"), now + READY_FOR).is_none());
+    }
+
+    #[test]
+    fn what_is_ready_keeps_its_bound_and_what_has_ended_makes_room() {
+        let target = |number: usize| format!("/v2/bound/{number}");
+        let ask = |number: usize, now| {
+            get(&Key { mirror: 9, host: b"", target: target(number).as_bytes() }, now).is_some()
+        };
+        let mut now = Instant::now();
+        for (length, most) in [(BODY_BYTES_MAX, BYTES_MAX / BODY_BYTES_MAX), (1, ANSWERS_MAX)] {
+            now += READY_FOR;
+            for number in 0..2 * ANSWERS_MAX {
+                let body = Bytes::from(vec![0; length]);
+                let key = target(number);
+                put(&Key { mirror: 9, host: b"", target: key.as_bytes() }, with_body(body), now);
+            }
+            let kept = (0..2 * ANSWERS_MAX).filter(|number| ask(*number, now)).count();
+            assert!(kept <= most && kept + 2 > most * 9 / 10, "{kept} of {most}");
+        }
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub async fn purge(store: &Arc<Store>, what: What) -> io::Result<Purged> {
             for digest in gone {
                 delete(store, &digest, &mut purged);
             }
+            // Where all of the content stays, its repository's right to it has gone all the same.
+            store.keeper().withdraw();
             Ok(purged)
         })
         .await

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use pingora::ErrorType;
 use pingora::apps::{HttpPersistentSettings, ReusedHttpStream};
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::stream::Stream;
 use std::os::fd::AsRawFd;
 
@@ -60,6 +61,13 @@ pub enum Content {
     Fill(Box<Follower>),
     /// Bytes passed on without being kept.
     Relay(Box<Passing>),
+}
+
+impl Content {
+    /// Whether what comes next may have to be waited for.
+    fn is_growing(&self) -> bool {
+        matches!(self, Self::Fill(_) | Self::Relay(_))
+    }
 }
 
 /// A part of content, with what stands before it in a multipart body.
@@ -189,7 +197,7 @@ async fn try_send(
             .filter(|_| is_one_file(&content, &parts))
         {
             Some(raw) => send_by_kernel(session, raw, head, content, &parts, patience, sent).await,
-            None => copy_parts(session, head, content, parts, sent).await,
+            None => copy_parts(session, head, content, parts, patience, sent).await,
         },
         Body::Unsized(content) => copy_unsized(session, head, content, sent).await,
     }
@@ -320,9 +328,11 @@ async fn copy_parts(
     head: Box<ResponseHeader>,
     content: Content,
     parts: Vec<Part>,
+    patience: Duration,
     sent: &mut u64,
 ) -> Result<(), String> {
     session.write_response_header(head).await.map_err(text)?;
+    let is_growing = content.is_growing();
     let mut reader = Reader::new(content, Span { start: 0, end: 0 });
     let last = parts.len().saturating_sub(1);
     for (index, part) in parts.into_iter().enumerate() {
@@ -332,7 +342,11 @@ async fn copy_parts(
             session.write_response_body(part.head, end).await.map_err(text)?;
         }
         reader.seek(part.span);
-        while let Some(bytes) = reader.bytes().await? {
+        loop {
+            if is_growing {
+                flush(session, patience).await?;
+            }
+            let Some(bytes) = reader.bytes().await? else { break };
             *sent += bytes.len() as u64;
             let end = index == last && reader.is_done();
             session.write_response_body(bytes, end).await.map_err(text)?;
@@ -354,9 +368,24 @@ async fn copy_unsized(
     let mut reader = Reader::new(content, Span { start: 0, end: u64::MAX });
     while let Some(bytes) = reader.bytes().await? {
         *sent += bytes.len() as u64;
-        session.write_response_body(bytes, false).await.map_err(text)?;
+        session.write_response_body(bytes, false).await.map_err(text)?; // each chunk goes at once
     }
     session.write_response_body(Bytes::new(), true).await.map_err(text)
+}
+
+/// Sends what Pingora has gathered on HTTP/1, before a wait for more. It does so by itself only at the
+/// end, and before it passes an error on: this error is ours, and changes nothing else.
+async fn flush(session: &mut ServerSession, patience: Duration) -> Result<(), String> {
+    const OURS: ErrorType = ErrorType::Custom("flush");
+    if session.as_http1().is_none() {
+        return Ok(()); // HTTP/2's frames go by themselves
+    }
+    let tasks = vec![HttpTask::Body(None, false), HttpTask::Failed(pingora::Error::new(OURS))];
+    match tokio::time::timeout(patience, session.response_duplex_vec(tasks)).await {
+        Ok(Err(error)) if *error.etype() != OURS => Err(text(error)),
+        Ok(_) => Ok(()),
+        Err(_) => Err("the client takes nothing".to_owned()),
+    }
 }
 
 /// What can be sent next.

@@ -248,7 +248,7 @@ impl<'a> Transfers<'a> {
     async fn attempt(&self, index: usize, is_part: bool) -> Result<()> {
         let fill = &self.task.fill;
         let repository = &fill.place.repository;
-        let (from, until) = self.place(index);
+        let (from, until) = self.bounds_of(index);
         if from >= until {
             return Ok(());
         }
@@ -260,7 +260,7 @@ impl<'a> Transfers<'a> {
         let mut answer = fill.upstream.ask(&ask, patience).await?;
         let (mut at, total) = self.accept(&answer, &ask, is_part).await?;
         let _counted = UnderWay::new(&fill.transfers);
-        while at < self.place(index).1 {
+        while at < self.bounds_of(index).1 {
             let Some(bytes) = answer.piece().await? else { break };
             let begin = at;
             at += bytes.len() as u64;
@@ -270,7 +270,7 @@ impl<'a> Transfers<'a> {
             self.put(index, begin, bytes).await?;
         }
         match total {
-            Some(total) if at < total.min(self.place(index).1) => {
+            Some(total) if at < total.min(self.bounds_of(index).1) => {
                 let name = fill.upstream.name();
                 let text = format!("{name} ended the transfer at byte {at} of {total}");
                 Err(Error::new(Kind::Unavailable, text))
@@ -280,14 +280,14 @@ impl<'a> Transfers<'a> {
     }
 
     /// Where a stretch is, and where it ends by now.
-    fn place(&self, index: usize) -> (u64, u64) {
+    fn bounds_of(&self, index: usize) -> (u64, u64) {
         let stretch = &self.state.lock().stretches[index];
         (stretch.at, stretch.until)
     }
 
     /// Hands over what lies before the end of a stretch.
     async fn put(&self, index: usize, begin: u64, mut bytes: Bytes) -> Result<()> {
-        let (_, until) = self.place(index);
+        let (_, until) = self.bounds_of(index);
         bytes.truncate(usize::try_from(until.saturating_sub(begin)).unwrap_or(usize::MAX));
         let length = bytes.len() as u64;
         if length > 0 && !self.sink.put(begin, bytes).await {

@@ -290,7 +290,7 @@ impl Keeper {
         let removed = self.held.unless_hosted(digest, || {
             self.drop_memory(digest);
             if matches!(reason, Reason::Purged | Reason::Rotten) {
-                self.withdrawn.fetch_add(1, Ordering::Relaxed);
+                self.withdraw();
             }
             self.disk.remove_blob(digest)
         });
@@ -323,6 +323,11 @@ impl Keeper {
     /// Forgets an object whose file is gone, or about to go.
     pub fn forget(&self, digest: &Digest) {
         self.drop_memory(digest);
+        self.withdraw();
+    }
+
+    /// Has nothing go out any more that was made ready before.
+    pub fn withdraw(&self) {
         self.withdrawn.fetch_add(1, Ordering::Relaxed);
     }
 

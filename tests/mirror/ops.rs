@@ -126,8 +126,16 @@ async fn distribution_2367_purge_lets_an_image_leave_and_nothing_that_others_nee
     let purged = told(&scene.mirror, &["purge", "team/app:v1"]).await;
     assert_eq!((&purged["objects"], scene.keeps(&scene.first)), (&json!(4), 0), "{purged}");
     assert_eq!(scene.keeps(&scene.second), 4);
+    let path = format!("/v2/team/app/manifests/{}", scene.second.manifest.digest);
+    for _ in 0..20 {
+        assert!(scene.mirror.get(&path).answer().await.cache().starts_with("pierhead; hit"));
+    }
     let purged = told(&scene.mirror, &["purge", "--repository", "team/app"]).await;
     assert_eq!((&purged["objects"], &purged["shared"]), (&json!(0), &json!(4)), "{purged}");
+    // Answers that were ready went at once, though the content stays.
+    let asked = scene.upstream.count(&On::any("/team/app/"));
+    assert_eq!(scene.mirror.get(&path).answer().await.status, 200);
+    assert!(scene.upstream.count(&On::any("/team/app/")) > asked);
     let words = scene.mirror.pull("copy", "v2", &scene.second).await;
     assert!(words.iter().all(|word| word.starts_with("pierhead; hit")), "{words:?}");
     let layer = &scene.second.layers[0];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -11,8 +12,10 @@ use rustls::{HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Barrier;
 
+use crate::support::fault::{Fault, Gate};
 use crate::support::image;
 use crate::support::mirror::{Mirror, Setup, before, run};
+use crate::support::record::On;
 use crate::support::secure::{Authority, Client, Pair, request};
 use crate::support::soon;
 use crate::support::upstream::Upstream;
@@ -109,6 +112,27 @@ async fn a_ready_answer_is_whole_and_none_of_another_host() {
         .filter(|line| line.contains("pierhead_requests_total") && line.contains("\"hit\""));
     let hits: u32 = hits.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).sum();
     assert_eq!(hits, 59, "all but the first, which was a miss");
+}
+
+/// Pingora gathers small writes, and a client may wait for a head no longer than for anything else.
+#[tokio::test]
+async fn a_head_goes_out_though_the_upstream_pauses() {
+    let (upstream, authority, gate) = (Upstream::start().await, Authority::new(), Gate::closed());
+    let blob = upstream.blob("team/app", 7, 3_000_000);
+    upstream.always(On::get(&blob.digest), Fault::HoldAfter(2000, gate.clone()));
+    let (setup, _) = with_tls(before(&upstream), &authority, "");
+    let mirror = setup.start().await;
+    let client = authority.client(None, &["http/1.1"]);
+    let stream = client.connect(mirror.address(), "localhost").await.expect("a handshake");
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.expect("a connection");
+    tokio::spawn(connection);
+    let path = format!("/v2/team/app/blobs/{}", blob.digest);
+    let asked = sender.send_request(request(mirror.address(), &path, &[]));
+    let answer = soon("the head", asked).await.expect("a head");
+    gate.open();
+    let body = soon("the rest", answer.into_body().collect()).await.expect("all of it");
+    assert!(body.to_bytes() == blob.bytes);
 }
 
 #[tokio::test]
