@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import Bench, Skip
+from bench import Bench
 from chart import chart
 from content import QUICK, Sizes
 from process import missing
@@ -113,6 +113,7 @@ def chosen(options):
 
 
 def complain_of_missing():
+    os.environ["PATH"] += ":/usr/sbin"  # Debian has nginx there, and not in its users' path
     absent = missing([*PACKAGES, Pierhead.binary])
     for name in absent:
         remedy = f"apt-get install {PACKAGES[name]}" if name in PACKAGES else "cargo build --release"
@@ -130,8 +131,6 @@ def measure(bench, row, names, rounds):
                 continue
             try:
                 figures[name].append(row.measure(bench, name))
-            except Skip as why:
-                skipped[name] = f"skipped: {why}"
             except Exception as error:  # one server's failure must not cost the others their row
                 skipped[name] = f"failed: {error}"
     return summarize(row, {name: got for name, got in figures.items() if name not in skipped}, skipped)
@@ -150,6 +149,7 @@ def about(options):
         "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load": f"{os.getloadavg()[0]:.2f}",
         "pierhead": said(Pierhead.binary, "--version"),
+        "commit": said("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"),
         "nginx": said("nginx", "-v"),
         "distribution": said("docker-registry", "--version"),
         "wrk": said("wrk", "-v"),

@@ -10,10 +10,6 @@ from load import take_all
 from servers import MIRRORS, Direct, Distribution, NginxFile, Shaped, make_certificate
 
 
-class Skip(Exception):
-    """A cell that cannot be measured here, and why."""
-
-
 class Bench:
     """One run's world. `close` ends every server that it started."""
 

@@ -27,7 +27,7 @@ STYLE = """
   }
 """
 # Pixels: two columns of groups; a bar of FULL is MOST times as good, and a longer one is cut and marked.
-WIDTH, COLUMN, FULL, BAR, STEP, TITLE, GAP = 860, 440, 210, 9, 13, 18, 12
+WIDTH, COLUMN, FULL, BAR, STEP, TITLE, GAP, MARGIN = 860, 440, 210, 9, 13, 18, 12, 12
 MOST = 3.0
 
 
@@ -44,7 +44,8 @@ def chart(results, titles):
             group, y = group_of(row, number_of * COLUMN, y, scale)
             parts += group
         bottom = max(bottom, y)
-    size = f'viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" height="{bottom}"'
+    wide, high = WIDTH + 2 * MARGIN, bottom + 2 * MARGIN
+    size = f'viewBox="-{MARGIN} -{MARGIN} {wide} {high}" width="{wide}" height="{high}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
     title = "<title>Pierhead beside nginx and distribution</title>"
     return "\n".join([head, title, f"<style>{STYLE}</style>", *captions, *parts, "</svg>\n"])
@@ -72,6 +73,8 @@ def ratios(row):
 def heading(about, rows, titles):
     """What is shown, of when, on what; and which colour is whose. Also: where the groups begin."""
     machine = f"{about['cpus']} cores ({about['cpu']}), kernel {about['kernel']}"
+    if "congestion" in about:
+        machine += f", TCP {about['congestion']}"
     lines = [
         "How many times as good as nginx’s proxy_cache (dashed line); without it, as distribution. Longer is better.",
         f"{about['date']}, {machine}, the load generator beside the servers; medians of up to {about['rounds']} rounds.",

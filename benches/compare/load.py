@@ -17,15 +17,17 @@ from content import MANIFEST_TYPE, MIB, REPOSITORY
 
 HERE = Path(__file__).resolve().parent
 ACCEPT = {"Accept": MANIFEST_TYPE}
+THREADS = len(os.sched_getaffinity(0))
 
 
 def wrk(url, connections, seconds, paths=None):
     """One run of wrk; `paths` is a file with one path and range per line, else `url` is asked for.
 
-    Two threads, so that the client is not the limit before the machine is."""
-    command = ["wrk", "-t2", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+    A thread for each processor, so that the client is not the limit before the machine is."""
+    command = ["wrk", f"-t{min(THREADS, connections)}", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
     command += ["-s", str(HERE / "report.lua"), "-H", f"Accept: {MANIFEST_TYPE}", url]
     environment = {k: v for k, v in os.environ.items() if k != "COMPARE_PATHS"}
+    environment["COMPARE_THREADS"] = str(THREADS)
     if paths:
         environment["COMPARE_PATHS"] = str(paths)
     return figures_of(command, environment)
@@ -40,7 +42,7 @@ def h2load(url, connections, streams, seconds, folder):
     """One run of h2load over TLS. It prints no percentiles, so they come from its log of requests."""
     log = Path(folder) / "h2load.log"
     log.unlink(missing_ok=True)  # it appends
-    command = ["h2load", "-t2", f"-c{connections}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}"]
+    command = ["h2load", f"-t{min(THREADS, connections)}", f"-c{connections}", f"-m{streams}", f"-D{seconds}", f"--log-file={log}"]
     run = subprocess.run([*command, "-H", f"Accept: {MANIFEST_TYPE}", url], capture_output=True, text=True)
     protocol = re.search(r"Application protocol: (\S+)", run.stdout)
     requests = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", run.stdout)

@@ -2,6 +2,7 @@
 -- Range if there is one), and prints the figures as JSON, since wrk's own text rounds what it prints.
 
 local name = os.getenv("COMPARE_PATHS")
+local share = tonumber(os.getenv("COMPARE_THREADS") or "1")
 local threads = 0
 
 function setup(thread)
@@ -21,7 +22,7 @@ if name then
          if range ~= "" then headers.Range = range end
          asked[#asked + 1] = wrk.format("GET", path, headers)
       end
-      at = number * math.floor(#asked / 2) -- two threads must not ask for the same at the same time
+      at = number * math.floor(#asked / share) -- threads must not ask for the same at the same time
    end
 
    function request()

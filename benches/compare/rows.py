@@ -7,7 +7,6 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from bench import Skip
 from content import MIB
 from load import Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
 
@@ -49,8 +48,6 @@ class Warm(Row):
     def measure(self, bench, name):
         things = self.things(bench.content)
         server = bench.warm(name, dict.fromkeys(things))
-        if self.tls and not server.tls_port:
-            raise Skip("`pierhead check` refuses `listen: [{address: …, tls: …}]`: this build has no TLS listener")
         server.empty_logs()
         with Idle(server, bench.content.image.manifest, min(self.idle, bench.idle)):
             return self.load(bench, server, things)
@@ -85,7 +82,10 @@ class Warm(Row):
         if self.paths:
             file = bench.folder / f"{self.name}.paths"
             file.write_text("\n".join(self.paths(things)))
-        return wrk(server.url(self.tls) + things[0].path, self.connections, bench.seconds, file)
+        figures = wrk(server.url(self.tls) + things[0].path, self.connections, bench.seconds, file)
+        if self.paths is ranges and figures["bytes"] > figures["requests"] * 1.1 * MIB:
+            raise RuntimeError(f"{server.title} sends more than the range that was asked for")
+        return figures
 
 
 def ranges(things):
