@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// The least and the most that one request asks for of a blob that is fetched in parts: a request
-/// costs a round trip, and what lies far ahead helps nobody yet.
+/// The least and the most that one request asks for of a blob that is fetched in parts, but for the
+/// last, which takes a small rest along and may have nearly twice as much: a request costs a round
+/// trip, and what lies far ahead helps nobody yet.
 const PART_BYTES: Range<u64> = 8 << 20..32 << 20;
 
 /// What must be left for a blob to be divided: the connection that the first transfer leaves has

@@ -1,6 +1,6 @@
 //! One transfer for all who want the same content at the same moment, where it cannot be kept: what
 //! comes lies in a window of memory until everybody has had it. Who makes the others wait too long
-//! goes on alone, from where he is; who comes when the beginning has left the window begins alone.
+//! goes on alone, from where he is; who comes when the beginning has left the window begins another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
