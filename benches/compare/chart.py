@@ -79,16 +79,18 @@ def heading(about, rows, titles):
         "How many times as good as nginx’s proxy_cache (dashed line); without it, as distribution. Longer is better.",
         f"{about['date']}, {machine}, the load generator beside the servers; medians of up to {about['rounds']} rounds.",
     ]
+    if about.get("congestion", "").startswith("bbr"):
+        lines.append("BBR slows plain blobs over loopback down for the others and not for Pierhead: benches/README.md has both.")
     if about.get("quick"):
         lines[0] = "A trial over less content, which measures nothing (--quick)."
     parts = [f'<text class="faint" x="0" y="{12 + 16 * n}">{escape(line)}</text>' for n, line in enumerate(lines)]
-    x = 0
+    x, y = 0, 9 + 16 * len(lines)
     for name in COLOURS:
         if any(name in row["results"] for row in rows):
-            parts.append(f'<rect x="{x}" y="41" width="11" height="11" rx="2" fill="{COLOURS[name]}"/>')
-            parts.append(f'<text x="{x + 16}" y="51">{escape(titles[name])}</text>')
+            parts.append(f'<rect x="{x}" y="{y}" width="11" height="11" rx="2" fill="{COLOURS[name]}"/>')
+            parts.append(f'<text x="{x + 16}" y="{y + 10}">{escape(titles[name])}</text>')
             x += 34 + 7 * len(titles[name])
-    return parts, 66
+    return parts, y + 25
 
 
 def columns(rows):
