@@ -35,10 +35,15 @@ SCRAPE, LOAD = 1, 25
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_ports(*names):
+    """By name. All are held until the last is known, or the kernel might offer one twice."""
+    held = {name: socket.socket() for name in names}
+    for one in held.values():
+        one.bind(("127.0.0.1", 0))
+    ports = {name: one.getsockname()[1] for name, one in held.items()}
+    for one in held.values():
+        one.close()
+    return ports
 
 
 def fetch(url, method="GET", data=None, headers=()):
@@ -112,7 +117,7 @@ def start(stack, folder, name, *command):
 
 
 def observed(folder, stack):
-    ports = {name: free_port() for name in ("registry", "pull", "admin", "prometheus")}
+    ports = free_ports("registry", "pull", "admin", "prometheus")
     at = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     (folder / "registry.yaml").write_text(json.dumps({
         "version": "0.1", "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
