@@ -19,7 +19,7 @@ use crate::sendfile;
 const UNPACED: &str = "reno";
 
 /// What was chosen for an address, where that sends by a timer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Pacing(Option<OsString>);
 
 impl Pacing {

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from content import Content
+from content import MIB, Content
 from load import take_all
 from servers import MIRRORS, Direct, Distribution, NginxFile, Shaped, make_certificate
 
@@ -60,7 +60,8 @@ class Bench:
         missing = [thing for thing in things if (name, thing) not in self.held]
         if missing:
             take_all(server, missing, at_once=1)
-            time.sleep(server.keeps_after)
+            largest = max(thing.size for thing in missing)
+            time.sleep(server.keeps_after * (1 + largest / (64 * MIB)))
             take_all(server, missing, at_once=1)
             self.held.update((name, thing) for thing in missing)
         return server

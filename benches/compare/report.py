@@ -12,6 +12,7 @@ COLUMNS = [
     ("idle_mb", "idle MB", 0),
     ("connected_mb", "connected MB", 0),
     ("asked_upstream", "asked upstream", 0),
+    ("sent_by_upstream", "sent, × size", 2),
 ]
 # Of these a ratio to nginx proxy_cache is shown as well.
 RELATED = ("cpu_us_per_request", "cpu_s_per_gib", "p99_ms")

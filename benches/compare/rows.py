@@ -3,12 +3,14 @@
 A figure's key says its unit. `value` is what a row is about, in the row's own unit.
 """
 
+import re
 import statistics
 import time
 from dataclasses import dataclass
 
 from content import MIB
 from load import Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
+from servers import LOG_FLUSH
 
 GIB = 1 << 30
 PEERS = ("nginx-file", "nginx-cache", "distribution")
@@ -183,14 +185,18 @@ class Storm(Row):
             figures = crowd(server.port, thing, bench.content.crowd)
             if figures["digest"] != thing.digest:
                 raise RuntimeError(f"{server.title} sent wrong bytes: {figures['digest']}")
+            time.sleep(3 * LOG_FLUSH)
             log = (upstream.folder / "access.log").read_text()
+            # nginx's "combined": the request in quotes, the status, the bytes of the body.
+            sent = [int(n) for n in re.findall(rf'"GET {re.escape(thing.path)} [^"]*" \d+ (\d+)', log)]
             return {
                 "value": figures["seconds"],
                 "cpu_s_per_gib": server.process.cpu() / (thing.size * bench.content.crowd / GIB),
                 "p50_ms": figures["p50_us"] / 1e3,
                 "p99_ms": figures["p99_us"] / 1e3,
                 "peak_mb": server.process.memory("VmHWM") / 1e6,
-                "asked_upstream": log.count(f"GET {thing.path} "),
+                "asked_upstream": len(sent),
+                "sent_by_upstream": sum(sent) / thing.size,
             }
         finally:
             bench.end(server)

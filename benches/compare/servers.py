@@ -15,6 +15,7 @@ from content import MANIFEST_TYPE, REPOSITORY
 from process import Process, free_port
 
 HERE = Path(__file__).resolve().parent
+LOG_FLUSH = 0.1  # seconds until nginx has written what it logs
 NGINX = """
 daemon off;
 {user}
@@ -26,7 +27,7 @@ events {{ worker_connections 16384; }}
 http {{
     sendfile on;
     tcp_nopush on;
-    access_log {folder}/access.log combined buffer=32k flush=100ms; # as Pierhead gathers its lines
+    access_log {folder}/access.log combined buffer=32k flush={flush}ms; # as Pierhead gathers its lines
     keepalive_timeout 300;
     keepalive_requests 1000000000; # h2load does not come back when a connection is ended
     types {{ }}
@@ -88,7 +89,7 @@ class Server:
     name = title = ""
     port = tls_port = 0
     process = None
-    keeps_after = 0.0  # seconds from the end of an answer until it is held
+    keeps_after = 0.0  # seconds for each 64 MiB from the end of an answer until it is held
     starts_within, stops_within = 15, 5  # seconds
 
     def __init__(self, folder, upstream=None, tls=None):
@@ -139,6 +140,7 @@ class Nginx(Server):
             # As root, nginx would give its workers to a user who may not read our folder.
             user="user root;" if os.geteuid() == 0 else "",
             folder=self.folder,
+            flush=round(LOG_FLUSH * 1000),
             port=self.port,
             http=self.http(),
             server=self.server(),
