@@ -18,6 +18,7 @@ use crate::upstream::Upstream;
 
 mod fetch;
 mod front;
+mod lag;
 mod shares;
 mod traced;
 

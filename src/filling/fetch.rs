@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::Task;
 use super::front::{self, Front, Sink};
+use super::lag::Lag;
 use super::shares::{LOOK_EVERY, Look, Pace, Shares, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::store::Link;
@@ -80,6 +81,8 @@ struct Transfers<'a> {
     state: Mutex<State>,
     /// What there was before.
     known: u64,
+    /// What of their time is not the connection's.
+    lag: Lag,
 }
 
 #[derive(Default)]
@@ -93,7 +96,7 @@ struct State {
 
 impl<'a> Transfers<'a> {
     fn new(task: &'a Task, sink: Sink, known: u64) -> Self {
-        Self { task, sink, state: Mutex::default(), known }
+        Self { task, sink, state: Mutex::default(), known, lag: Lag::default() }
     }
 
     async fn run(&self, from: u64) -> Result<()> {
@@ -110,8 +113,8 @@ impl<'a> Transfers<'a> {
                         return outcome;
                     }
                 }
-                due = looks.tick(), if may_help => {
-                    if self.wants_more(&mut pace, due.elapsed(), all.len())
+                _ = looks.tick(), if may_help => {
+                    if self.wants_more(&mut pace, all.len())
                         && let Some(turns) = self.turns()
                         && let Some(part) = self.divide()
                     {
@@ -162,16 +165,14 @@ impl<'a> Transfers<'a> {
     }
 
     /// Whether one more transfer would help, by what is seen and what the upstream lets us.
-    fn wants_more(&self, pace: &mut Pace, late: Duration, running: usize) -> bool {
+    fn wants_more(&self, pace: &mut Pace, running: usize) -> bool {
         let received = self.state.lock().received;
         let size = self.task.fill.progress.borrow().size;
         let left = size.map(|size| size.saturating_sub(self.known + received));
-        let more = pace.wants_more(Instant::now(), Look { late, received, left, running });
+        let look = Look { lag: self.lag.take(), received, left, running };
+        let more = pace.wants_more(Instant::now(), look);
         let upstream = &self.task.fill.upstream;
-        more && running < upstream.segments()
-            && !upstream.is_low()
-            && !upstream.is_crowded()
-            && !self.sink.is_full()
+        more && running < upstream.segments() && !upstream.is_low() && !upstream.is_crowded()
     }
 
     /// The turns of a helper, where no other fill needs them.
@@ -260,8 +261,9 @@ impl<'a> Transfers<'a> {
         let mut answer = fill.upstream.ask(&ask, patience).await?;
         let (mut at, total) = self.accept(&answer, &ask, is_part).await?;
         let _counted = UnderWay::new(&fill.transfers);
+        let mut watch = self.lag.watch();
         while at < self.bounds_of(index).1 {
-            let Some(bytes) = answer.piece().await? else { break };
+            let Some(bytes) = watch.wait(answer.piece()).await? else { break };
             let begin = at;
             at += bytes.len() as u64;
             if !is_part && total.is_some_and(|t| at > t) {

@@ -77,11 +77,6 @@ impl Sink {
     pub(super) fn is_closed(&self) -> bool {
         self.pieces.is_closed()
     }
-
-    /// Whether the disk is what transfers wait for.
-    pub(super) fn is_full(&self) -> bool {
-        self.room.available_permits() < FILL_BYTES_WAITING as usize / 4
-    }
 }
 
 /// What is in the file, with its hash and checksums so far.

@@ -16,8 +16,10 @@ const LEFT_BYTES_MIN: u64 = 64 << 20;
 /// help it: half of what a common network card does.
 const FAST: f64 = 64e6;
 
-/// How late a look may be: a machine without time to spare is what limits a transfer then.
-const LATE_MAX: Duration = Duration::from_millis(100);
+/// How much of their time transfers may keep what has come waiting: with more, this machine or its
+/// disk is what limits them. Half of what a thread without time to spare costs goes unseen, where the
+/// HTTP client's own task waits for it.
+const LAG_MAX: f64 = 0.2;
 
 /// How often the pace is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -182,8 +184,8 @@ pub(super) struct Pace {
 /// What is seen at a look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
-    /// How long after its time it comes.
-    pub(super) late: Duration,
+    /// How long transfers have kept what had come waiting since the last look, all together.
+    pub(super) lag: Duration,
     /// Bytes received by now.
     pub(super) received: u64,
     /// Bytes still to come; `None` where the size is not known.
@@ -209,7 +211,9 @@ impl Pace {
         (self.looked, self.bytes) = (now, received);
         self.looks += 1;
         let fast = running == 1 && rate > FAST;
-        if look.late > LATE_MAX {
+        #[expect(clippy::cast_precision_loss, reason = "a handful")]
+        let lag = look.lag.as_secs_f64() / (seconds.max(0.001) * running as f64);
+        if lag > LAG_MAX {
             self.looks = 0; // what was seen says nothing of the line
         }
         if self.looks < 2 || rate <= 0.0 || fast || left / rate < WORTH.as_secs_f64() {
@@ -231,6 +235,9 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    /// One transfer on a machine with time to spare.
+    const IDLE: Look = Look { lag: Duration::ZERO, received: 0, left: None, running: 1 };
 
     #[test]
     fn the_parts_are_what_is_left_in_order() {
@@ -297,7 +304,7 @@ mod tests {
             now += LOOK_EVERY;
             received += mib * MIB;
             let left = Some(left * MIB);
-            pace.wants_more(now, Look { late: Duration::ZERO, received, left, running })
+            pace.wants_more(now, Look { received, left, running, ..IDLE })
         };
         assert!(!look(5, 1, 400), "the first look sees it begin");
         assert!(look(5, 1, 395));
@@ -306,8 +313,7 @@ mod tests {
         assert!(!look(15, 3, 90), "the rest is there within two seconds");
         assert!(look(15, 3, 300));
         let mut pace = Pace::new(now);
-        let fast =
-            |received| Look { late: Duration::ZERO, received, left: Some(1 << 40), running: 1 };
+        let fast = |received| Look { received, left: Some(1 << 40), ..IDLE };
         assert!(!pace.wants_more(now + LOOK_EVERY, fast(0)));
         assert!(!pace.wants_more(now + 2 * LOOK_EVERY, fast(20 * MIB)), "fast enough");
     }
@@ -318,7 +324,7 @@ mod tests {
         let mut pace = Pace::new(now);
         for (received, left) in [(100, None), (200, None), (200, Some(1 << 40))] {
             now += LOOK_EVERY;
-            let look = Look { late: Duration::ZERO, received, left, running: 1 };
+            let look = Look { received, left, ..IDLE };
             assert!(!pace.wants_more(now, look));
         }
     }
@@ -327,13 +333,11 @@ mod tests {
     fn a_machine_without_time_to_spare_is_not_given_more_to_do() {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        for (n, (late, more)) in
-            [(0, false), (130, false), (0, false), (0, true)].into_iter().enumerate()
-        {
+        let seen = [(0, false), (60, false), (0, false), (40, true), (40, false), (40, true)];
+        for (n, (lag, more)) in seen.into_iter().enumerate() {
             now += LOOK_EVERY;
-            let late = Duration::from_millis(late);
-            let received = (n as u64 + 1) * MIB;
-            let look = Look { late, received, left: Some(400 * MIB), running: 1 };
+            let (lag, received) = (Duration::from_millis(lag), (n as u64 + 1) * MIB);
+            let look = Look { lag, received, left: Some(400 * MIB), ..IDLE };
             assert_eq!(pace.wants_more(now, look), more, "look {n}");
         }
     }
