@@ -44,6 +44,7 @@ mod load;
 mod logins;
 mod malformed;
 mod manifests;
+mod many;
 mod memory;
 mod ops;
 mod outages;
