@@ -1,5 +1,5 @@
 //! The task of one fill: download (`fetch`), hash and write (`front`), publish. Large content is
-//! fetched in parallel parts (`shares`) where that is faster.
+//! fetched in parallel parts (`shares`) where that is faster (`pace`, `lag`). `traced` has its spans.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -19,6 +19,7 @@ use crate::upstream::Upstream;
 mod fetch;
 mod front;
 mod lag;
+mod pace;
 mod shares;
 mod traced;
 

@@ -22,7 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use super::Task;
 use super::front::{self, Front, Sink};
 use super::lag::Lag;
-use super::shares::{LOOK_EVERY, Look, Pace, Shares, Stretch};
+use super::pace::{LOOK_EVERY, Look, Pace};
+use super::shares::{Shares, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::store::Link;
 use crate::upstream::ask::{self, Ask};
@@ -88,7 +89,7 @@ struct Transfers<'a> {
 #[derive(Default)]
 struct State {
     shares: Shares,
-    /// Where each transfer is, the first one first.
+    /// Every stretch begun so far, the first transfer's first.
     stretches: Vec<Stretch>,
     /// Bytes that all of them have received.
     received: u64,
@@ -108,6 +109,7 @@ impl<'a> Transfers<'a> {
         let mut may_help = true;
         loop {
             tokio::select! {
+                biased; // what has come is handed over before a look is taken at how long it lay about
                 Some(ended) = all.next() => {
                     if let Some(outcome) = self.judge(ended, &mut may_help, &mut all) {
                         return outcome;

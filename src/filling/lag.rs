@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long transfers have kept what had come waiting, all together: until a thread took it, and
-/// until the writer had room for it. That long it was not the connection that limited them.
+/// Time for which bytes that had arrived waited for us, for a thread or for room at the writer, summed
+/// over a fill's transfers. That long it was not the connection that limited them.
 #[derive(Debug, Default)]
 pub(super) struct Lag {
     nanoseconds: AtomicU64,
 }
 
-/// One transfer's part in it.
+/// One attempt's part in it.
 #[derive(Debug)]
 pub(super) struct Watch<'a> {
     lag: &'a Lag,
-    /// Since when it has had what it waited for last.
+    /// Since when the piece now in hand was there; `None` while it waits for one.
     since: Option<Instant>,
 }
 
 impl Lag {
-    /// A transfer begins.
+    /// An attempt begins.
     pub(super) fn watch(&self) -> Watch<'_> {
         Watch { lag: self, since: None }
     }
 
-    /// What has come together since this was last asked.
+    /// The sum since this was last asked; what goes on counts once it ends.
     pub(super) fn take(&self) -> Duration {
         Duration::from_nanos(self.nanoseconds.swap(0, Ordering::Relaxed))
     }
@@ -41,12 +41,12 @@ impl Watch<'_> {
     pub(super) async fn wait<F: Future>(&mut self, next: F) -> F::Output {
         self.count();
         let mut next = pin!(next);
-        let mut call: Option<Arc<Call>> = None;
+        let mut waker: Option<Arc<NotingWaker>> = None;
         std::future::poll_fn(|cx| {
-            let woken = call.take().and_then(|call| *call.at.lock());
+            let woken = waker.take().and_then(|waker| *waker.at.lock());
             self.since = Some(woken.unwrap_or_else(Instant::now));
-            let new = Arc::new(Call { at: Mutex::default(), task: cx.waker().clone() });
-            call = Some(Arc::clone(&new));
+            let new = Arc::new(NotingWaker { at: Mutex::default(), task: cx.waker().clone() });
+            waker = Some(Arc::clone(&new));
             let polled = next.as_mut().poll(&mut Context::from_waker(&Waker::from(new)));
             if polled.is_pending() {
                 self.since = None;
@@ -70,13 +70,13 @@ impl Drop for Watch<'_> {
     }
 }
 
-/// A waker that notes when it is first called.
-struct Call {
+/// Wakes a task, and notes when it did so first.
+struct NotingWaker {
     at: Mutex<Option<Instant>>,
     task: Waker,
 }
 
-impl Wake for Call {
+impl Wake for NotingWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }

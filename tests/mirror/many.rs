@@ -1,7 +1,7 @@
 //! Many images for many clients at the same moment: each costs the upstream one download, and neither
 //! those who wait for downloads nor those who are served from what is held hold up the other.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 
@@ -15,8 +15,8 @@ use crate::support::upstream::Upstream;
 
 const IMAGES: usize = 200;
 const CLIENTS: usize = 50;
-/// Images that each client pulls; every image is pulled by three of them.
-const EACH: usize = 12;
+/// Clients that pull the same image, at the same moment.
+const SHARED_BY: usize = 3;
 
 /// Pushes an image with these layers under a tag of its own.
 fn pushed(upstream: &Upstream, number: usize, layers: &[usize]) -> (String, Image) {
@@ -31,7 +31,7 @@ fn path(blob: &Content) -> String {
 }
 
 /// Asks for what is held on one connection until it is told to stop; how often it was answered.
-async fn ask_on(mirror: &Mirror, image: &Image, stop: &AtomicBool) -> u64 {
+async fn hit_until(mirror: &Mirror, image: &Image, stop: &AtomicBool) -> u64 {
     let manifest = format!("/v2/team/app/manifests/{}", image.manifest.digest);
     let blobs = image.blobs().map(|blob| (path(blob), blob));
     let wanted: Vec<_> = std::iter::once((manifest, &image.manifest)).chain(blobs).collect();
@@ -56,22 +56,25 @@ async fn two_hundred_images_for_fifty_clients_are_downloaded_once_beside_endless
     let (tag, held) = pushed(&upstream, IMAGES, &[MIB, 5000]);
     let mirror = before(&upstream).start().await;
     mirror.pull("team/app", &tag, &held).await;
-    mirror.until_kept(4).await;
+    mirror.until_kept(4).await; // the manifest, the configuration, two layers
     let earlier = (upstream.asked(&On::get("/blobs/")).len(), upstream.sent(&On::get("/blobs/")));
 
     let stop = AtomicBool::new(false);
-    let left = AtomicU64::new(CLIENTS as u64);
+    let joined = AtomicUsize::new(0);
     let client = async |number: usize| {
-        for n in 0..EACH {
-            let (tag, image) = &images[(number * IMAGES / CLIENTS + n) % IMAGES];
-            mirror.pull("team/app", tag, image).await;
+        for pull in (number..IMAGES * SHARED_BY).step_by(CLIENTS) {
+            let (tag, image) = &images[pull / SHARED_BY];
+            let words = mirror.pull("team/app", tag, image).await;
+            let collapsed = words.iter().filter(|word| word.contains("collapsed")).count();
+            joined.fetch_add(collapsed, Ordering::Relaxed);
         }
-        // The last of them ends the others.
-        stop.store(left.fetch_sub(1, Ordering::Relaxed) == 1, Ordering::Relaxed);
     };
-    let pulls = join_all((0..CLIENTS).map(client));
-    let hits = join_all((0..4).map(|_| ask_on(&mirror, &held, &stop)));
-    let (_, hits) = tokio::join!(pulls, hits);
+    let pulls = async {
+        join_all((0..CLIENTS).map(client)).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let hits = join_all((0..4).map(|_| hit_until(&mirror, &held, &stop)));
+    let ((), hits) = tokio::join!(pulls, hits);
     println!("answers from what is held meanwhile, by connection: {hits:?}");
     assert!(hits.iter().all(|&answered| answered > 0), "{hits:?}");
 
@@ -79,6 +82,7 @@ async fn two_hundred_images_for_fifty_clients_are_downloaded_once_beside_endless
     let (count, bytes) = blobs.fold((0, 0), |(n, bytes), blob| (n + 1, bytes + blob.len()));
     let asked = upstream.asked(&On::get("/blobs/")).len() - earlier.0;
     assert_eq!((asked, upstream.sent(&On::get("/blobs/")) - earlier.1), (count, bytes));
+    assert!(joined.load(Ordering::Relaxed) > 0, "nobody pulled what another was pulling");
     mirror.check_store();
 }
 
@@ -90,7 +94,7 @@ async fn hits_and_manifests_go_on_while_every_turn_to_download_is_taken() {
     let (new_tag, new) = pushed(&upstream, 1001, &[100]);
     let mirror = before(&upstream).with("prefetch: false").start().await;
     mirror.pull("team/app", &tag, &held).await;
-    mirror.until_kept(4).await;
+    mirror.until_kept(4).await; // the manifest, the configuration, two layers
     let earlier = upstream.asked(&On::get("/blobs/")).len();
     let gate = Gate::closed();
     for blob in &waiting {
@@ -98,7 +102,7 @@ async fn hits_and_manifests_go_on_while_every_turn_to_download_is_taken() {
     }
     let downloads: Vec<_> =
         waiting.iter().map(|blob| tokio::spawn(mirror.get(&path(blob)).answer())).collect();
-    // As many as go on at once before one upstream; the others wait behind them.
+    // As many as go on at once before one upstream, `FILLS_MAX`; the others wait behind them.
     upstream.until_asked(earlier + 128, &On::get("/blobs/")).await;
 
     let stop = AtomicBool::new(false);
@@ -111,7 +115,7 @@ async fn hits_and_manifests_go_on_while_every_turn_to_download_is_taken() {
         }
         stop.store(true, Ordering::Relaxed);
     };
-    tokio::join!(ask_on(&mirror, &held, &stop), tags);
+    tokio::join!(hit_until(&mirror, &held, &stop), tags);
     assert!(downloads.iter().all(|download| !download.is_finished()), "they were held all along");
 
     gate.open();
