@@ -19,6 +19,10 @@ use crate::limits::{OPEN_FILES_MAX, RECORDS_MAX, SMALL_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::name::{Repository, Tag};
 
+mod links;
+
+pub use links::Link;
+
 /// How long a miss waits for the folder to be read after a start; it is not kept otherwise, since
 /// nobody could tell whether there is room.
 const SCAN_PATIENCE: Duration = Duration::from_secs(3);
@@ -108,14 +112,6 @@ impl TagRecord {
     pub fn asked(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.asked_ms)
     }
-}
-
-/// The record that a repository was shown to contain a digest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
-    /// The type it is served with as a manifest; `None` where it was only seen as a blob.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub media_type: Option<Arc<str>>,
 }
 
 /// Everything that is held.
@@ -384,51 +380,6 @@ impl Store {
         let dropped =
             self.blocking(move |store| store.disk.drop_tag(&p.upstream, &p.repository, &t)).await;
         warn_of(dropped, "cannot remove a tag's record");
-    }
-
-    /// Whether a repository was shown to contain a digest, and as what.
-    pub async fn link(self: &Arc<Self>, place: &Place, digest: &Digest) -> Option<Link> {
-        let key = (place.clone(), *digest);
-        if let Some(link) = self.links.get(&key) {
-            return Some(link);
-        }
-        let p = place.clone();
-        let d = *digest;
-        let bytes =
-            self.blocking(move |store| store.disk.link(&p.upstream, &p.repository, &d)).await;
-        let link: Link = read_record(bytes, "link")?;
-        self.links.insert(key, link.clone());
-        Some(link)
-    }
-
-    /// Keeps that a repository was shown to contain a digest. What is known as a manifest stays so.
-    pub async fn set_link(self: &Arc<Self>, place: &Place, digest: &Digest, link: Link) {
-        let before = self.link(place, digest).await;
-        let same = before.as_ref().is_some_and(|b| *b == link || link.media_type.is_none());
-        if same {
-            return;
-        }
-        let bytes = write_record(&link);
-        self.links.insert((place.clone(), *digest), link);
-        let (p, d) = (place.clone(), *digest);
-        let kept = self
-            .blocking(move |store| store.disk.put_link(&p.upstream, &p.repository, &d, &bytes))
-            .await;
-        warn_of(kept, "cannot keep a link's record");
-    }
-
-    /// Forgets that a repository was shown to contain a digest. Whether that was known.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub async fn drop_link(self: &Arc<Self>, place: &Place, digest: &Digest) -> io::Result<bool> {
-        self.links.invalidate(&(place.clone(), *digest));
-        let (p, d) = (place.clone(), *digest);
-        self.blocking(move |store| {
-            let path = store.disk.link_path(&p.upstream, &p.repository, &d);
-            store.disk.remove(&path)
-        })
-        .await
     }
 
     /// Runs disk work where it stops nobody.

@@ -348,10 +348,11 @@ impl<'a> Transfers<'a> {
     async fn begin(&self, size: Option<u64>, is_news: bool) -> Result<()> {
         let Task { fills, fill, .. } = self.task;
         let (store, place) = (&fills.store, &fill.place);
-        store.set_link(place, &fill.digest, Link::default()).await;
+        let mut places = vec![place.clone()];
         if fill.upstream.is_anonymous() {
-            store.set_link(&place.anyones(), &fill.digest, Link::default()).await;
+            places.push(place.anyones());
         }
+        store.set_links(places, &fill.digest, Link::default()).await;
         if is_news && let Some(size) = size {
             let keeper = Arc::clone(store.keeper());
             let lease = store.blocking(move |_| Ok(keeper.reserve(size))).await.ok().flatten();
