@@ -2,7 +2,7 @@
 
     apt-get install nginx wrk nghttp2-client docker-registry openssl
     cargo build --release
-    python3 benches/compare                      # about 25 minutes; let the machine do nothing else
+    python3 benches/compare                      # about 30 minutes; let the machine do nothing else
     python3 benches/compare --quick              # every row once and shortly: shows that it works, measures nothing
     python3 benches/compare --rows manifest,blob-1 --rounds 9 --json result.json --svg chart.svg
 

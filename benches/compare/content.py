@@ -38,6 +38,11 @@ class Image:
     config: Thing
     layers: tuple
 
+    @property
+    def things(self):
+        """What is asked for once the manifest is known."""
+        return (self.config, *self.layers)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -76,7 +81,8 @@ class Content:
         self.huge = self.blob(sizes.huge)
         self.image = self.make_image("latest", [self.blob(sizes.layer) for _ in range(sizes.layers)])
         self.fresh = [self.blob(sizes.fresh) for _ in range(sizes.fresh_count)]
-        self.day = self.make_day(sizes.day)
+        self.fleet = self.make_fleet(sizes.day)
+        self.day = self.make_day(self.fleet)
         self.registry_root = self.root / "registry"
         self.link_for_registry()
 
@@ -135,20 +141,23 @@ class Content:
     def descriptor(media_type, thing):
         return {"mediaType": media_type, "digest": thing.digest, "size": thing.size}
 
-    def make_day(self, count):
-        """What a registry is asked for in a day: `count` images whose layers are mostly small and
-        sometimes not (log-normal), asked for by Zipf's law, in a fixed order of requests."""
+    def make_fleet(self, count):
+        """Images of three layers that are mostly small and sometimes not (log-normal)."""
         images = []
         for number in range(count):
             sizes = [min(int(self.random.lognormvariate(12, 1.6)), 16 * MIB) + 64 for _ in range(3)]
             images.append(self.make_image(f"day{number}", [self.blob(size) for size in sizes]))
-        weights = [1 / rank for rank in range(1, count + 1)]
+        return images
+
+    def make_day(self, images):
+        """What a registry is asked for in a day: images by Zipf's law, in a fixed order of requests."""
+        weights = [1 / rank for rank in range(1, len(images) + 1)]
         asked = []
         for image in self.random.choices(images, weights, k=2000):
             # A node that has the image asks for the manifest only; one in three takes all of it.
             asked.append(image.manifest)
             if self.random.random() < 1 / 3:
-                asked += [image.config, *image.layers]
+                asked += image.things
         return asked
 
     def link_for_registry(self):

@@ -120,8 +120,39 @@ def pull(server, image, at_once=3):
     puller = Puller(server)
     puller.resolve(image)
     puller.take(image.manifest)
-    take_all(server, [image.config, *image.layers], at_once)
+    take_all(server, image.things, at_once)
     return time.perf_counter() - began
+
+
+class Fleet:
+    """fleet.py under way: clients that pull many images at the same time."""
+
+    def __init__(self, server, images, clients):
+        self.wanted = [[(thing.path, thing.digest, thing.size) for thing in (x.manifest, *x.things)] for x in images]
+        self.command = [sys.executable, str(HERE / "fleet.py"), str(server.port), str(clients)]
+
+    def __enter__(self):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        self.process.stdin.write(json.dumps(self.wanted))
+        self.process.stdin.close()
+        self.process.stdout.readline()  # it has begun
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def is_pulling(self):
+        return self.process.poll() is None
+
+    def figures(self):
+        """What it found, once it has ended."""
+        printed = self.process.stdout.read()
+        if self.process.wait():
+            raise RuntimeError(f"fleet.py failed: {printed[-500:]}")
+        return json.loads(printed.splitlines()[-1])
 
 
 def take_all(server, things, at_once):

@@ -8,8 +8,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from content import MIB
-from load import Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
+from content import MIB, REPOSITORY
+from load import Fleet, Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
 from servers import LOG_FLUSH
 
 GIB = 1 << 30
@@ -174,6 +174,52 @@ class Crowd(Row):
 
 
 @dataclass
+class Many(Row):
+    """Many images that nobody holds, pulled by many clients, while one asks for what is held all the time: how long the
+    pulls take, and how long it waits for its answers."""
+
+    clients: int = 50
+    pause: float = 0.002  # seconds between its requests: it is to see the load and not to be it
+
+    def measure(self, bench, name):
+        server, images = bench.cold(name, "nginx"), bench.content.fleet
+        upstream = bench.upstream("nginx")
+        try:
+            puller = Puller(server)
+            puller.take(bench.content.image.manifest)
+            upstream.empty_logs()
+            before, waits = server.process.cpu(), []
+            with Fleet(server, images, self.clients) as fleet:
+                while fleet.is_pulling():
+                    began = time.perf_counter()
+                    puller.take(bench.content.image.manifest)
+                    waits.append((time.perf_counter() - began) * 1e3)
+                    time.sleep(self.pause)
+                figures = fleet.figures()
+            waits.sort()
+            sent = bodies_logged(upstream, rf"/v2/{REPOSITORY}/blobs/[^ ]*")
+            return {
+                "value": figures["seconds"],
+                "cpu_s_per_gib": (server.process.cpu() - before) / (figures["bytes"] / GIB),
+                "p50_ms": waits[len(waits) // 2],
+                "p99_ms": waits[len(waits) * 99 // 100],
+                "peak_mb": server.process.memory("VmHWM") / 1e6,
+                "asked_upstream": len(sent),
+                "sent_by_upstream": sum(sent) / sum(thing.size for image in images for thing in image.things),
+            }
+        finally:
+            bench.end(server)
+
+
+def bodies_logged(nginx, pattern):
+    """The bytes of each answer to GET that an nginx has logged for paths of this pattern, once it has written its log."""
+    time.sleep(3 * LOG_FLUSH)
+    log = (nginx.folder / "access.log").read_text()
+    # nginx's "combined": the request in quotes, the status, the bytes of the body.
+    return [int(n) for n in re.findall(rf'"GET {pattern} [^"]*" \d+ (\d+)', log)]
+
+
+@dataclass
 class Storm(Row):
     """A thousand clients at once on one large blob that nobody holds. All of them count, one of them hashes."""
 
@@ -185,10 +231,7 @@ class Storm(Row):
             figures = crowd(server.port, thing, bench.content.crowd)
             if figures["digest"] != thing.digest:
                 raise RuntimeError(f"{server.title} sent wrong bytes: {figures['digest']}")
-            time.sleep(3 * LOG_FLUSH)
-            log = (upstream.folder / "access.log").read_text()
-            # nginx's "combined": the request in quotes, the status, the bytes of the body.
-            sent = [int(n) for n in re.findall(rf'"GET {re.escape(thing.path)} [^"]*" \d+ (\d+)', log)]
+            sent = bodies_logged(upstream, re.escape(thing.path))
             return {
                 "value": figures["seconds"],
                 "cpu_s_per_gib": server.process.cpu() / (thing.size * bench.content.crowd / GIB),
@@ -266,6 +309,14 @@ ROWS = [
         is_difference=True,
     ),
     Crowd("crowd", "50 clients on one cold blob of 16 MiB", "s", MIRRORS, ("nginx-cache",), more_is_better=False),
+    Many(
+        "many",
+        "200 images for 50 clients, beside hits",
+        "s",
+        MIRRORS,
+        ("nginx-cache",),
+        more_is_better=False,
+    ),
     Storm(
         "storm",
         "1,000 clients on one cold blob of 256 MiB",
