@@ -119,6 +119,20 @@ class Cold(Row):
 
 
 @dataclass
+class Large(Row):
+    """One large blob that the server does not hold, from an upstream that is slow on each connection."""
+
+    def measure(self, bench, name):
+        server = bench.cold(name, "far")
+        try:
+            began = time.perf_counter()
+            Puller(server).take(bench.content.large)
+            return {"value": time.perf_counter() - began}
+        finally:
+            bench.end(server)
+
+
+@dataclass
 class FirstByte(Row):
     """From the request for a blob that nobody holds to its first byte."""
 
@@ -299,6 +313,15 @@ ROWS = [
     cold("cold-far", "cold pull, upstream with 50 ms and 20 MB/s a connection", "far"),
     cold("cold-nginx", "cold pull on bare loopback, upstream nginx", "nginx"),
     cold("cold-registry", "cold pull on bare loopback, upstream distribution", "registry"),
+    Large(
+        "cold-large",
+        "cold blob of 256 MiB, upstream with 50 ms and 20 MB/s a connection",
+        "s",
+        ("direct", *MIRRORS),
+        ("direct", "nginx-cache"),
+        more_is_better=False,
+        rounds_max=2,
+    ),
     FirstByte(
         "first-byte",
         "first byte of a cold blob, upstream with 50 ms",
