@@ -9,39 +9,28 @@ own, so that what measures beside it does not wait for Python's lock.
 
 import json
 import sys
-import threading
 import time
-from types import SimpleNamespace
 
 from content import Thing
-from load import Puller
+from load import Puller, at_the_same_time
 
 SHARED_BY = 3
 
 
 def fleet(port, clients, images):
-    failures, total = [], []
+    total = []
 
     def work(number):
-        puller = Puller(SimpleNamespace(port=port))
-        try:
-            for pull in range(number, len(images) * SHARED_BY, clients):
-                image = images[pull // SHARED_BY]
-                for thing in image:
-                    puller.take(thing)
-                total.append(sum(thing.size for thing in image))
-        except Exception as error:
-            failures.append(error)
+        puller = Puller(port)
+        for pull in range(number, len(images) * SHARED_BY, clients):
+            image = images[pull // SHARED_BY]
+            for thing in image:
+                puller.take(thing)
+            total.append(sum(thing.size for thing in image))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
     print("it begins", flush=True)
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    at_the_same_time(clients, work)
     return {"seconds": time.perf_counter() - began, "bytes": sum(total)}
 
 

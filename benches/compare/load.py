@@ -78,8 +78,8 @@ def figures_of(command, environment=None):
 class Puller:
     """Takes content from one server as a client does, and believes nothing that has not its digest."""
 
-    def __init__(self, server):
-        self.port = server.port
+    def __init__(self, port):
+        self.port = port
         self.connection = None
         self.buffer = memoryview(bytearray(MIB))
 
@@ -117,7 +117,7 @@ class Puller:
 def pull(server, image, at_once=3):
     """A whole image, `at_once` layers at a time; returns the seconds it took."""
     began = time.perf_counter()
-    puller = Puller(server)
+    puller = Puller(server.port)
     puller.resolve(image)
     puller.take(image.manifest)
     take_all(server, image.things, at_once)
@@ -156,21 +156,32 @@ class Fleet:
 
 
 def take_all(server, things, at_once):
-    waiting, failures = queue.SimpleQueue(), []
+    waiting = queue.SimpleQueue()
     for thing in things:
         waiting.put(thing)
 
-    def work():
-        puller = Puller(server)
+    def work(_):
+        puller = Puller(server.port)
         try:
             while True:
                 puller.take(waiting.get_nowait())
         except queue.Empty:
             pass
+
+    at_the_same_time(at_once, work)
+
+
+def at_the_same_time(count, work):
+    """Does `work(number)` on as many threads; raises what the first of them that failed has raised."""
+    failures = []
+
+    def guarded(number):
+        try:
+            work(number)
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

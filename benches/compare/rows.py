@@ -8,7 +8,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from content import MIB, REPOSITORY
+from content import MIB
 from load import Fleet, Idle, Puller, crowd, drain, h2load, pull, take_all, wrk
 from servers import LOG_FLUSH
 
@@ -126,7 +126,7 @@ class Large(Row):
         server = bench.cold(name, "far")
         try:
             began = time.perf_counter()
-            Puller(server).take(bench.content.large)
+            Puller(server.port).take(bench.content.large)
             return {"value": time.perf_counter() - began}
         finally:
             bench.end(server)
@@ -139,7 +139,7 @@ class FirstByte(Row):
     def measure(self, bench, name):
         server = bench.cold(name, "far")
         try:
-            puller = Puller(server)
+            puller = Puller(server.port)
             puller.resolve(bench.content.image)  # the connection and the upstream's are there
             return {"value": statistics.median(puller.take(thing) for thing in bench.content.fresh) * 1e3}
         finally:
@@ -154,7 +154,7 @@ class Memory(Row):
         server = bench.cold(name, "nginx")
         try:
             manifest = bench.content.image.manifest
-            Puller(server).take(manifest)
+            Puller(server.port).take(manifest)
             alone = server.process.memory("VmRSS")
             with Idle(server, manifest, bench.idle):
                 time.sleep(0.2)
@@ -199,7 +199,7 @@ class Many(Row):
         server, images = bench.cold(name, "nginx"), bench.content.fleet
         upstream = bench.upstream("nginx")
         try:
-            puller = Puller(server)
+            puller = Puller(server.port)
             puller.take(bench.content.image.manifest)
             upstream.empty_logs()
             before, waits = server.process.cpu(), []
@@ -211,7 +211,9 @@ class Many(Row):
                     time.sleep(self.pause)
                 figures = fleet.figures()
             waits.sort()
-            sent = bodies_logged(upstream, rf"/v2/{REPOSITORY}/blobs/[^ ]*")
+            blobs = [thing for image in images for thing in image.things]
+            # By name: what another row has left under way is logged when it is cut off.
+            sent = bodies_logged(upstream, f"(?:{'|'.join(blob.path for blob in blobs)})")
             return {
                 "value": figures["seconds"],
                 "cpu_s_per_gib": (server.process.cpu() - before) / (figures["bytes"] / GIB),
@@ -219,7 +221,7 @@ class Many(Row):
                 "p99_ms": waits[len(waits) * 99 // 100],
                 "peak_mb": server.process.memory("VmHWM") / 1e6,
                 "asked_upstream": len(sent),
-                "sent_by_upstream": sum(sent) / sum(thing.size for image in images for thing in image.things),
+                "sent_by_upstream": sum(sent) / sum(blob.size for blob in blobs),
             }
         finally:
             bench.end(server)
